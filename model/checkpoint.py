@@ -1,0 +1,223 @@
+"""A model on disk: parameters, configuration and tokenizer.
+
+A checkpoint is one directory, written by Orbax through Tensorstore and renamed
+into place when complete:
+
+  <step>/params/      the parameter tree (read without the rest by servers)
+  <step>/optimizer/   step count and optimizer state (trainer only)
+  <step>/meta/        config.json, data.json, digests.json, tokenizer/
+
+Orbax does not notice a flipped bit in an array, so every array has a digest of
+its own. It is computed on the devices and is a sum, so that it is the same for
+any mesh and any sharding, and it is checked on every load.
+"""
+
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+
+from model import config as model_config
+from model import schema
+from model import sharding
+from model import transformer
+
+CONFIG_FILE = "config.json"
+DATA_FILE = "data.json"
+DIGESTS_FILE = "digests.json"
+TOKENIZER_FOLDER = "tokenizer"
+
+
+class CorruptCheckpointError(Exception):
+  """A checkpoint cannot be read, or its content is not what was written."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Bundle:
+  """A loaded model.
+
+  Attributes:
+    config: What the parameters belong to.
+    params: The parameter tree, on the mesh it was loaded for.
+    tokenizer: Folder with its tokenizer, or None if it has none.
+    step: Training step at which it was saved.
+  """
+
+  config: model_config.ModelConfig
+  params: dict[str, Any]
+  tokenizer: pathlib.Path | None
+  step: int
+
+
+class FilesHandler(ocp.CheckpointHandler):
+  """An Orbax item that is a folder of small files: {relative path: bytes}."""
+
+  def save(self, directory, args: "SaveFiles"):
+    """Writes the files; on several hosts, the first one's."""
+    if jax.process_index() != 0:
+      return
+    for name, content in args.files.items():
+      path = pathlib.Path(directory) / name
+      path.parent.mkdir(parents=True, exist_ok=True)
+      path.write_bytes(content)
+
+  def restore(self, directory, args: "RestoreFiles | None" = None):
+    """Reads all files back."""
+    del args
+    root = pathlib.Path(directory)
+    return {
+      str(path.relative_to(root)): path.read_bytes()
+      for path in sorted(root.rglob("*"))
+      if path.is_file()
+    }
+
+
+@ocp.args.register_with_handler(FilesHandler, for_save=True)
+@dataclasses.dataclass
+class SaveFiles(ocp.args.CheckpointArgs):
+  """Files to save, by path relative to the item's folder."""
+
+  files: dict[str, bytes]
+
+
+@ocp.args.register_with_handler(FilesHandler, for_restore=True)
+@dataclasses.dataclass
+class RestoreFiles(ocp.args.CheckpointArgs):
+  """Asks for all files of the item."""
+
+
+def digests(tree: Any) -> dict[str, str]:
+  """Dotted name -> 64-bit digest of each array's bits, as hex.
+
+  Any change of one element changes the digest; changes of several elements go
+  unnoticed with a probability of 2^-64. Not a cryptographic hash.
+  """
+  leaves = jax.tree_util.tree_leaves_with_path(tree)
+  sums = jax.device_get(_digest_all([leaf for _, leaf in leaves]))
+  return {
+    jax.tree_util.keystr(path, simple=True, separator="."): f"{a:08x}{b:08x}"
+    for (path, _), (a, b) in zip(leaves, sums, strict=True)
+  }
+
+
+def check_digests(tree: Any, expected: dict[str, str], *, where: str) -> None:
+  """Compares `digests(tree)` with those that were saved.
+
+  Raises:
+    CorruptCheckpointError: An array differs; the message names it.
+  """
+  actual = digests(tree)
+  wrong = [n for n in actual if actual[n] != expected.get(n)]
+  if wrong:
+    raise CorruptCheckpointError(
+      f"{where}: {len(wrong)} of {len(actual)} arrays are not as they were "
+      f"written (digests differ), the first is {wrong[0]}. The files were "
+      "damaged after they were saved; restore them from a copy, or use an "
+      "earlier step."
+    )
+
+
+@jax.jit
+def _digest_all(leaves):
+  return [_digest(leaf) for leaf in leaves]
+
+
+def _digest(x: jax.Array) -> jax.Array:
+  """Two uint32 sums over mixed (bits, index) of each element."""
+  if jnp.issubdtype(x.dtype, jnp.floating):
+    bits = jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}")
+  else:
+    bits = x
+  bits = bits.astype(jnp.uint32)
+  index = jnp.zeros(x.shape, jnp.uint32)
+  for axis, size in enumerate(x.shape):
+    position = jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
+    index = index * jnp.uint32(size % 2**32) + position
+  mixed = _mix(bits ^ (_mix(index + jnp.uint32(0x9E3779B9))))
+  return jnp.stack([jnp.sum(mixed), jnp.sum(_mix(mixed))])
+
+
+def _mix(h: jax.Array) -> jax.Array:
+  """MurmurHash3's 32-bit finalizer: a bijection that mixes all bits."""
+  h = (h ^ (h >> 16)) * jnp.uint32(0x85EBCA6B)
+  h = (h ^ (h >> 13)) * jnp.uint32(0xC2B2AE35)
+  return h ^ (h >> 16)
+
+
+def steps(checkpoints: pathlib.Path) -> list[int]:
+  """Steps of the completed checkpoints in a folder, ascending."""
+  if not checkpoints.is_dir():
+    return []
+  return sorted(int(p.name) for p in checkpoints.iterdir() if p.name.isdigit())
+
+
+def find(path: pathlib.Path) -> pathlib.Path:
+  """The step directory that a user's path means.
+
+  Args:
+    path: A step directory, a folder of them, or a run's workdir; of several
+      steps the newest is meant.
+
+  Raises:
+    ValueError: There is no checkpoint there.
+  """
+  if (path / "meta").is_dir():
+    return path
+  for folder in (path, path / "checkpoints"):
+    found = steps(folder)
+    if found:
+      return folder / str(found[-1])
+  raise ValueError(
+    f"--checkpoint={path} holds no checkpoint; name a run's workdir, its "
+    "checkpoints folder or one step in it."
+  )
+
+
+def load(path: pathlib.Path, mesh: jax.sharding.Mesh) -> Bundle:
+  """Loads and verifies a model onto a mesh; the optimizer is not read.
+
+  Args:
+    path: As `find` takes it.
+    mesh: Where the parameters go; need not be the one they were saved from.
+
+  Raises:
+    ValueError: There is no checkpoint at `path`.
+    CorruptCheckpointError: It cannot be read or is damaged.
+  """
+  folder = find(path)
+  try:
+    saved = json.loads((folder / "meta" / CONFIG_FILE).read_text())
+    expected = json.loads((folder / "meta" / DIGESTS_FILE).read_text())
+  except (OSError, ValueError) as error:
+    raise CorruptCheckpointError(
+      f"{folder} has no readable meta/{CONFIG_FILE} or {DIGESTS_FILE}: {error}"
+    ) from error
+  config = schema.from_dict(
+    model_config.ModelConfig, saved["model"], path="model"
+  )
+  execution = schema.from_dict(
+    model_config.ExecutionConfig, saved["execution"], path="execution"
+  )
+  _, shapes = transformer.abstract(config, execution)
+  target = sharding.with_shardings(
+    shapes, sharding.param_shardings(shapes, mesh)
+  )
+  try:
+    with ocp.StandardCheckpointer() as checkpointer:
+      params = checkpointer.restore(folder.absolute() / "params", target)
+  except Exception as error:
+    raise CorruptCheckpointError(
+      f"{folder}/params cannot be read: {error}"
+    ) from error
+  check_digests({"params": params}, expected, where=str(folder))
+  tokenizer = folder / "meta" / TOKENIZER_FOLDER
+  return Bundle(
+    config=config,
+    params=params,
+    tokenizer=tokenizer if tokenizer.is_dir() else None,
+    step=int(folder.name),
+  )

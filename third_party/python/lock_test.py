@@ -1,0 +1,23 @@
+"""Tests of what is asked of uv."""
+
+from absl.testing import absltest
+
+from third_party.python import lock
+
+
+class LockTest(absltest.TestCase):
+  def test_hashes_and_no_index(self):
+    command = lock.compile_command("cpu", [])
+    self.assertIn("--generate-hashes", command)
+    self.assertIn("--no-emit-index-url", command)
+    self.assertNotIn("--constraints", command)
+
+  def test_accelerators_keep_the_versions_of_the_cpu(self):
+    command = lock.compile_command("tpu", ["--upgrade"])
+    self.assertIn("requirements_tpu.txt", command)
+    self.assertIn("requirements_cpu.txt", command)
+    self.assertEqual(command[-1], "--upgrade")
+
+
+if __name__ == "__main__":
+  absltest.main()

@@ -1,0 +1,39 @@
+"""The Python rules of the tree: BUILD files load them from here."""
+
+load(
+    "@rules_python//python:defs.bzl",
+    _py_binary = "py_binary",
+    _py_library = "py_library",
+    _py_test = "py_test",
+)
+
+py_binary = _py_binary
+py_library = _py_library
+
+_RUNNER = Label("//tools:test_runner.py")
+
+def py_test(name, srcs, args = [], env = {}, fake_devices = 1, **kwargs):
+    """A test file, run on the CPU, that fails if no test ran.
+
+    Args:
+      name: as the file: `attention_test` runs `attention_test.py`.
+      srcs: that file, and any it alone imports.
+      args: arguments of the test program.
+      env: environment variables, over the defaults made here.
+      fake_devices: how many devices JAX makes of the CPU.
+      **kwargs: what any test has: deps, data, size, shard_count, tags, ...
+    """
+    if name + ".py" not in srcs:
+        fail("py_test {}: srcs has no {}.py; a test is named as its file".format(name, name))
+    defaults = {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count={}".format(fake_devices),
+    }
+    _py_test(
+        name = name,
+        srcs = srcs + [_RUNNER],
+        args = ["{}/{}.py".format(native.package_name(), name)] + args,
+        env = defaults | env,
+        main = _RUNNER,
+        **kwargs
+    )

@@ -1,0 +1,250 @@
+"""Training checkpoints: state, place in the data, configuration, tokenizer.
+
+Saved asynchronously, committed by one rename, verified when restored. A
+checkpoint that is damaged is set aside, never deleted, and the one before it
+is taken.
+"""
+
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+from absl import logging
+import jax
+import orbax.checkpoint as ocp
+
+from model import checkpoint as model_checkpoint
+from model import schema
+from model import sharding
+from train import config as config_lib
+from train import step as step_lib
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Restored:
+  """A training state and where the data stood."""
+
+  state: step_lib.TrainState
+  data: dict[str, Any]
+
+
+class Checkpoints:
+  """The checkpoints of one run, in `<workdir>/checkpoints`."""
+
+  def __init__(
+    self,
+    workdir: pathlib.Path,
+    *,
+    config: config_lib.RunConfig,
+    tokenizer: pathlib.Path | None,
+    allow_changes: bool = False,
+  ):
+    """Opens the folder.
+
+    Args:
+      workdir: The run's directory.
+      config: The run; stored in every checkpoint and compared on restore.
+      tokenizer: Folder to store with every checkpoint, if the run has one.
+      allow_changes: Restore although settings of the run have changed.
+    """
+    self.folder = workdir.absolute() / "checkpoints"
+    self._config = config
+    self._allow_changes = allow_changes
+    self._tokenizer_files = _read_folder(tokenizer)
+    self._manager = ocp.CheckpointManager(
+      self.folder,
+      item_handlers={
+        "params": ocp.StandardCheckpointHandler(),
+        "optimizer": ocp.StandardCheckpointHandler(),
+        "meta": model_checkpoint.FilesHandler(),
+      },
+      options=ocp.CheckpointManagerOptions(
+        max_to_keep=config.checkpoint.keep,
+        keep_period=config.checkpoint.keep_every,
+        cleanup_tmp_directories=True,
+      ),
+    )
+
+  def save(self, state: step_lib.TrainState, data: dict[str, Any]) -> None:
+    """Starts saving; returns when `state` may be donated to the next step.
+
+    Args:
+      state: The training state; its step names the checkpoint.
+      data: JSON-able state of the data iterator.
+
+    Raises:
+      Exception: Whatever made the save before this one fail.
+    """
+    self._manager.check_for_errors()
+    step = int(state.step)
+    if step in self._manager.all_steps():
+      return
+    items = _items(state)
+    files = {
+      model_checkpoint.CONFIG_FILE: schema.to_dict(self._config),
+      model_checkpoint.DATA_FILE: data,
+      model_checkpoint.DIGESTS_FILE: model_checkpoint.digests(items),
+    }
+    meta = {
+      name: (json.dumps(value, indent=2) + "\n").encode()
+      for name, value in files.items()
+    }
+    self._manager.save(
+      step,
+      args=ocp.args.Composite(
+        params=ocp.args.StandardSave(items["params"]),
+        optimizer=ocp.args.StandardSave(items["optimizer"]),
+        meta=model_checkpoint.SaveFiles(meta | self._tokenizer_files),
+      ),
+    )
+
+  def restore_latest(
+    self, shapes: step_lib.TrainState, shardings: step_lib.TrainState
+  ) -> Restored | None:
+    """The newest good checkpoint, or None if the run has none yet.
+
+    Args:
+      shapes: The state's arrays, abstractly.
+      shardings: Where they go.
+
+    Raises:
+      ValueError: The checkpoint is of another run: a setting differs.
+      CorruptCheckpointError: There are checkpoints, but none is good.
+    """
+    steps = model_checkpoint.steps(self.folder)
+    for step in reversed(steps):
+      try:
+        files = self._read_meta(step)
+        self._check_same_run(files)
+        return self._restore(step, files, shapes, shardings)
+      except model_checkpoint.CorruptCheckpointError as error:
+        aside = self._set_aside(step)
+        logging.error("%s Moved to %s.", error, aside)
+    if steps:
+      raise model_checkpoint.CorruptCheckpointError(
+        f"None of the checkpoints {steps} in {self.folder} is good; they were "
+        f"moved to {self.folder}.corrupt. Restore one from a copy, or choose "
+        "another --workdir to start again."
+      )
+    return None
+
+  def wait(self) -> None:
+    """Returns when the last save is committed; raises what made it fail."""
+    self._manager.wait_until_finished()
+    self._manager.check_for_errors()
+
+  def close(self) -> None:
+    """Waits, and stops the threads that save."""
+    self.wait()
+    self._manager.close()
+
+  def _read_meta(self, step: int) -> dict[str, bytes]:
+    files = {}
+    for name in (
+      model_checkpoint.CONFIG_FILE,
+      model_checkpoint.DATA_FILE,
+      model_checkpoint.DIGESTS_FILE,
+    ):
+      path = self.folder / str(step) / "meta" / name
+      try:
+        files[name] = path.read_bytes()
+        json.loads(files[name])
+      except (OSError, ValueError) as error:
+        raise model_checkpoint.CorruptCheckpointError(
+          f"{path} cannot be read: {error}."
+        ) from error
+    tokenizer = _read_folder(
+      self.folder / str(step) / "meta" / model_checkpoint.TOKENIZER_FOLDER
+    )
+    return files | tokenizer
+
+  def _check_same_run(self, files: dict[str, bytes]) -> None:
+    saved = config_lib.from_saved(
+      json.loads(files[model_checkpoint.CONFIG_FILE])
+    )
+    differ = config_lib.changes(saved, self._config)
+    shown = "; ".join(f"{k}: {a!r} -> {b!r}" for k, (a, b) in differ.items())
+    shapes_differ = any(key.startswith("model.") for key in differ)
+    if differ and (shapes_differ or not self._allow_changes):
+      hint = (
+        "choose another --workdir."
+        if shapes_differ
+        else "undo the change, choose another --workdir, or pass "
+        "--allow_config_changes to go on with it."
+      )
+      raise ValueError(
+        f"--workdir has a checkpoint of another run in {self.folder}. "
+        f"Settings that differ (saved -> now): {shown}. Fix: {hint}"
+      )
+    if differ:
+      logging.warning("Going on with changed settings: %s", shown)
+    for name, content in self._tokenizer_files.items():
+      if name.endswith("tokenizer.json") and files.get(name) != content:
+        raise ValueError(
+          f"data.tokenizer is not the tokenizer of the checkpoint in "
+          f"{self.folder}: {name} differs, so token ids have another meaning. "
+          "Use the tokenizer that is stored there, or another --workdir."
+        )
+
+  def _restore(self, step, files, shapes, shardings) -> Restored:
+    target = sharding.with_shardings(_items(shapes), _items(shardings))
+    where = str(self.folder / str(step))
+    try:
+      items = self._manager.restore(
+        step,
+        args=ocp.args.Composite(
+          params=ocp.args.StandardRestore(target["params"]),
+          optimizer=ocp.args.StandardRestore(target["optimizer"]),
+        ),
+      )
+    except Exception as error:  # Orbax raises what its storage raises.
+      raise model_checkpoint.CorruptCheckpointError(
+        f"{where} cannot be read: {error}"
+      ) from error
+    restored = {"params": items["params"], "optimizer": items["optimizer"]}
+    model_checkpoint.check_digests(
+      restored,
+      json.loads(files[model_checkpoint.DIGESTS_FILE]),
+      where=where,
+    )
+    state = step_lib.TrainState(
+      step=restored["optimizer"]["step"],
+      params=restored["params"],
+      optimizer=restored["optimizer"]["state"],
+    )
+    return Restored(
+      state=state, data=json.loads(files[model_checkpoint.DATA_FILE])
+    )
+
+  def _set_aside(self, step: int) -> pathlib.Path:
+    """Moves a damaged checkpoint out of the way, keeping it."""
+    graveyard = self.folder.with_name(self.folder.name + ".corrupt")
+    graveyard.mkdir(exist_ok=True)
+    taken = {p.name for p in graveyard.iterdir()}
+    name = next(
+      n for i in range(len(taken) + 1) if (n := f"{step}-{i}") not in taken
+    )
+    if jax.process_index() == 0:
+      (self.folder / str(step)).rename(graveyard / name)
+    self._manager.reload()
+    return graveyard / name
+
+
+def _items(state: step_lib.TrainState) -> dict[str, Any]:
+  """A state as the items that are saved; also of shapes and shardings."""
+  return {
+    "params": state.params,
+    "optimizer": {"step": state.step, "state": state.optimizer},
+  }
+
+
+def _read_folder(folder: pathlib.Path | None) -> dict[str, bytes]:
+  """Files of a tokenizer folder, by their names inside a checkpoint."""
+  if folder is None or not folder.is_dir():
+    return {}
+  return {
+    f"{model_checkpoint.TOKENIZER_FOLDER}/{path.name}": path.read_bytes()
+    for path in sorted(folder.iterdir())
+    if path.is_file()
+  }

@@ -1,0 +1,93 @@
+"""What the trainer's binaries share: paths, errors and logging for people.
+
+`bazel run` starts a binary in its runfiles, where the experiment files of the
+tree are, and names the user's directory in $BUILD_WORKING_DIRECTORY: paths that
+a user gives are meant relative to that.
+"""
+
+from collections.abc import Callable
+import logging as python_logging
+import os
+import sys
+from typing import NoReturn
+
+from absl import app
+from absl import flags
+from absl import logging
+
+
+def user_directory() -> str:
+  """Where the user stands."""
+  return os.environ.get("BUILD_WORKING_DIRECTORY") or os.getcwd()
+
+
+def user_path(path: str) -> str:
+  """A path as the user means it, absolute."""
+  return os.path.join(user_directory(), os.path.expanduser(path))
+
+
+def resolve_config_path(argument: str) -> str:
+  """`--config=PATH[:ARG]` with the path made absolute where it exists.
+
+  The user's directory comes first, then the directory we were started in (the
+  runfiles, which hold the tree's own experiment files).
+  """
+  name, separator, value = argument.partition("=")
+  if name.lstrip("-") != "config" or not separator:
+    return argument
+  path, colon, rest = value.partition(":")
+  for candidate in (user_path(path), os.path.abspath(path)):
+    if os.path.exists(candidate):
+      return f"{name}={candidate}{colon}{rest}"
+  return argument
+
+
+def run(main: Callable[[list[str]], None]) -> NoReturn:
+  """absl's app.run; a config that cannot be read or overridden ends in one
+  line that says why, with exit code 1."""
+  argv = [sys.argv[0], *map(resolve_config_path, sys.argv[1:])]
+  app.run(main, argv=argv, flags_parser=_parse)
+
+
+def _parse(argv: list[str]) -> list[str]:
+  try:
+    return flags.FLAGS(argv)
+  except flags.Error as error:
+    fail(error)
+  except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
+    # Raised by an experiment file, or by ml_collections about an override.
+    fail(error)
+
+
+def fail(error: BaseException) -> NoReturn:
+  """Ends with exit code 1 and the message; --v=1 shows the traceback too."""
+  if flags.FLAGS.is_parsed() and logging.vlog_is_on(1):
+    raise error
+  print(f"Error: {error}", file=sys.stderr)
+  sys.exit(1)
+
+
+def set_up_logging() -> None:
+  """Our own lines at INFO, other libraries' only when they warn."""
+  if logging.get_verbosity() < logging.INFO:
+    logging.set_verbosity(logging.INFO)
+  handler = logging.get_absl_handler()
+  handler.setFormatter(
+    python_logging.Formatter("%(levelname).1s %(asctime)s] %(message)s", "%H:%M:%S")
+  )
+  handler.addFilter(_is_ours_or_warning)
+
+
+def _is_ours_or_warning(record: python_logging.LogRecord) -> bool:
+  return (
+    record.levelno >= python_logging.WARNING
+    or "site-packages" not in record.pathname
+  )
+
+
+def how_called(target: str) -> list[str]:
+  """The command that started us, for a hint to run it again."""
+  arguments = sys.argv[1:]
+  if "BUILD_WORKSPACE_DIRECTORY" in os.environ:
+    return ["bazel", "run", target, "--", *arguments]
+  return ["python", "-m", target.lstrip("/").replace(":", "."), *arguments]

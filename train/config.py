@@ -1,0 +1,258 @@
+"""A run's configuration, and the only reader of a ConfigDict.
+
+An experiment file builds a `RunConfig` and returns `to_config_dict(...)` of it:
+typed where it is written, a locked ConfigDict with command-line overrides
+above `main`, frozen dataclasses again below it (`from_config_dict`).
+"""
+
+import dataclasses
+import os
+import types
+import typing
+from typing import Any
+
+import ml_collections
+from ml_collections import config_dict
+
+from data import config as data_config
+from model import config as model_config
+from model import schema
+from model import sharding
+from train import optimizer as optimizer_lib
+from train import schedule as schedule_lib
+from train import step as step_lib
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoopConfig:
+  """The length and shape of the run.
+
+  Attributes:
+    steps: Updates in all.
+    batch_size: Sequences per update, over all hosts.
+    seq_len: Tokens per sequence.
+    accumulation: Pieces in which a batch goes through the model.
+    seed: Of the initial parameters (data has its own).
+    log_every: Steps between console lines.
+  """
+
+  steps: int
+  batch_size: int
+  seq_len: int
+  accumulation: int = 1
+  seed: int = 0
+  log_every: int = 10
+
+  def __post_init__(self):
+    for name in ("steps", "batch_size", "seq_len", "accumulation", "log_every"):
+      if getattr(self, name) < 1:
+        raise ValueError(
+          f"run.{name}={getattr(self, name)} must be at least 1."
+        )
+    if self.batch_size % self.accumulation:
+      raise ValueError(
+        f"run.batch_size={self.batch_size} must be a multiple of "
+        f"run.accumulation={self.accumulation}."
+      )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+  """When training states are saved; one is always saved at the end.
+
+  Attributes:
+    every: Steps between checkpoints.
+    keep: How many of the newest stay on disk.
+    keep_every: Steps whose multiples are never deleted; unset: none.
+  """
+
+  every: int = 1000
+  keep: int = 3
+  keep_every: int | None = None
+
+  def __post_init__(self):
+    for name in ("every", "keep", "keep_every"):
+      value = getattr(self, name)
+      if value is not None and value < 1:
+        raise ValueError(f"checkpoint.{name}={value} must be at least 1.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvalConfig:
+  """Held-out loss and samples, every so often and at the end.
+
+  Attributes:
+    every: Steps between evaluations.
+    max_batches: Batches per source in evaluations along the way; unset: all.
+      The one at the end takes all.
+    prompts: Texts to continue.
+    sample_tokens: Length of each sample; prompts are cut to the same length.
+    temperature: Of sampling; 0 takes the likeliest token.
+  """
+
+  every: int = 1000
+  max_batches: int | None = None
+  prompts: tuple[str, ...] = ()
+  sample_tokens: int = 64
+  temperature: float = 0.7
+
+  def __post_init__(self):
+    for name in ("every", "max_batches", "sample_tokens"):
+      value = getattr(self, name)
+      if value is not None and value < 1:
+        raise ValueError(f"eval.{name}={value} must be at least 1.")
+    if self.temperature < 0:
+      raise ValueError(f"eval.temperature={self.temperature} must be >= 0.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunConfig:
+  """Everything a training run is."""
+
+  model: model_config.ModelConfig
+  data: data_config.DataConfig
+  schedule: schedule_lib.ScheduleConfig
+  run: LoopConfig
+  optimizer: optimizer_lib.OptimizerConfig = optimizer_lib.OptimizerConfig()
+  loss: step_lib.LossConfig = step_lib.LossConfig()
+  execution: model_config.ExecutionConfig = model_config.ExecutionConfig()
+  mesh: sharding.MeshConfig = sharding.MeshConfig()
+  checkpoint: CheckpointConfig = CheckpointConfig()
+  eval: EvalConfig = EvalConfig()
+
+  def __post_init__(self):
+    if self.run.seq_len > self.model.max_seq_len:
+      raise ValueError(
+        f"run.seq_len={self.run.seq_len} exceeds the model's context, "
+        f"model.max_seq_len={self.model.max_seq_len}."
+      )
+    if self.run.seq_len % self.loss.num_chunks:
+      raise ValueError(
+        f"loss.num_chunks={self.loss.num_chunks} must divide "
+        f"run.seq_len={self.run.seq_len}."
+      )
+    schedule_lib.make(self.schedule, run_steps=self.run.steps)
+
+
+# Settings that may differ when a run is resumed: they change how it is computed
+# or what is reported, not the function that is trained.
+_MAY_CHANGE = (
+  "checkpoint.",
+  "data.num_workers",
+  "data.prefetch_batches",
+  "data.root",
+  "eval.",
+  "execution.attention",
+  "execution.remat",
+  "loss.num_chunks",
+  "mesh.",
+  "model.name",
+  "run.accumulation",
+  "run.log_every",
+)
+
+
+def to_config_dict(config: RunConfig) -> ml_collections.ConfigDict:
+  """The locked ConfigDict that command-line flags may override.
+
+  An unset optional field becomes a typed placeholder, so that
+  `--config.mesh.fsdp=8` is an int and nothing else.
+  """
+  return ml_collections.ConfigDict(_to_overridable(config)).lock()
+
+
+def from_config_dict(
+  config: ml_collections.ConfigDict, *, base_dir: str
+) -> RunConfig:
+  """The typed, validated run.
+
+  Args:
+    config: As an experiment file returns it, with overrides applied.
+    base_dir: Against which relative data paths are resolved.
+
+  Raises:
+    ValueError: Names the field, its value and the fix.
+  """
+  run = schema.from_dict(
+    RunConfig, _to_plain(config), path="config"
+  )
+  return dataclasses.replace(run, data=_absolute(run.data, base_dir))
+
+
+def from_saved(saved: dict[str, Any]) -> RunConfig:
+  """The run that `schema.to_dict` wrote into a checkpoint."""
+  return schema.from_dict(RunConfig, saved, path="config")
+
+
+def changes(old: RunConfig, new: RunConfig) -> dict[str, tuple[Any, Any]]:
+  """Dotted name -> (old, new) of the settings that make another run."""
+  flat_old = schema.flatten(schema.to_dict(old))
+  flat_new = schema.flatten(schema.to_dict(new))
+  differ = {}
+  for key in sorted(flat_old.keys() | flat_new.keys()):
+    pair = (flat_old.get(key), flat_new.get(key))
+    if pair[0] != pair[1] and not key.startswith(_MAY_CHANGE):
+      differ[key] = pair
+  return differ
+
+
+def _absolute(
+  data: data_config.DataConfig, base_dir: str
+) -> data_config.DataConfig:
+  def absolute(path: str) -> str:
+    if not path or "://" in path:
+      return path
+    return os.path.join(base_dir, os.path.expanduser(path))
+
+  return dataclasses.replace(
+    data,
+    tokenizer=absolute(data.tokenizer),
+    root=absolute(data.root),
+    sources=tuple(
+      dataclasses.replace(
+        source,
+        path=absolute(source.path),
+        eval_path=absolute(source.eval_path),
+      )
+      for source in data.sources
+    ),
+  )
+
+
+def _to_overridable(value: Any) -> Any:
+  """Nested dicts for a ConfigDict, with placeholders where a field is None."""
+  if dataclasses.is_dataclass(value):
+    hints = typing.get_type_hints(type(value))
+    out = {}
+    for field in dataclasses.fields(value):
+      child = getattr(value, field.name)
+      if child is None:
+        out[field.name] = _placeholder(hints[field.name])
+      else:
+        out[field.name] = _to_overridable(child)
+    return out
+  if isinstance(value, tuple):
+    return tuple(
+      ml_collections.ConfigDict(_to_overridable(v))
+      if dataclasses.is_dataclass(v)
+      else v
+      for v in value
+    )
+  return schema.to_dict(value)
+
+
+def _placeholder(hint: Any) -> Any:
+  """A typed placeholder for an optional scalar, None for anything else."""
+  if typing.get_origin(hint) is types.UnionType:
+    (inner,) = [t for t in typing.get_args(hint) if t is not type(None)]
+    if inner in (int, float, str, bool):
+      return config_dict.placeholder(inner)
+  return None
+
+
+def _to_plain(value: Any) -> Any:
+  if isinstance(value, ml_collections.ConfigDict):
+    return {key: _to_plain(value[key]) for key in value}
+  if isinstance(value, (list, tuple)):
+    return [_to_plain(v) for v in value]
+  return value

@@ -1,0 +1,173 @@
+"""The training loop: next batch, step, log, evaluate, save."""
+
+import contextlib
+import dataclasses
+import json
+import pathlib
+
+from absl import logging
+import jax
+
+from data import catalog
+from data import pipeline
+from data import recipes
+from model import flops
+from model import schema
+from model import sharding
+from train import checkpoint
+from train import config as config_lib
+from train import evaluate
+from train import evaluator as evaluator_lib
+from train import hardware
+from train import metrics as metrics_lib
+from train import preemption
+from train import program as program_lib
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Result:
+  """How a run ended.
+
+  Attributes:
+    step: Updates made, over all its restarts.
+    stopped_by: Signal number if one ended it early, else 0.
+    held_out: Loss by source, and `blend`; empty if it was ended early.
+  """
+
+  step: int
+  stopped_by: int
+  held_out: dict[str, evaluate.HeldOut]
+
+
+def run(
+  config: config_lib.RunConfig,
+  workdir: pathlib.Path,
+  *,
+  allow_config_changes: bool = False,
+) -> Result:
+  """Trains to run.steps, going on from the newest checkpoint if there is one.
+
+  Args:
+    config: The run.
+    workdir: Checkpoints, metrics and reports go here.
+    allow_config_changes: Go on from a checkpoint although settings differ.
+
+  Raises:
+    ValueError: A setting, the data or the checkpoint does not fit.
+    CorruptCheckpointError: There are checkpoints, but none is good.
+    NonFiniteError: The loss has become NaN or infinite.
+  """
+  data = recipes.resolve(config.data)
+  _check_vocabulary(config, data)
+  mesh = sharding.make_mesh(config.mesh, jax.devices())
+  program_lib.check_batch(config, mesh)
+  batches = _train_batches(config, data)
+  _write_config(config, workdir)
+  with contextlib.ExitStack() as stack:
+    stack.callback(batches.close)
+    stack.enter_context(jax.set_mesh(mesh))
+    stop = stack.enter_context(preemption.StopRequest())
+    checkpoints = checkpoint.Checkpoints(
+      workdir,
+      config=config,
+      tokenizer=pathlib.Path(data.tokenizer) if data.tokenizer else None,
+      allow_changes=allow_config_changes,
+    )
+    stack.callback(checkpoints.close)
+    program = program_lib.build(config, mesh)
+    logging.info("Compiled the step in %.1f s.", program.compile_seconds)
+
+    restored = checkpoints.restore_latest(program.shapes, program.shardings)
+    if restored is None:
+      state, start = program.init(), 0
+    else:
+      state, start = restored.state, int(restored.state.step)
+      batches.set_state(restored.data)
+      logging.info("Going on from step %d in %s.", start, workdir)
+
+    writer = metrics_lib.Writer(workdir, start_step=start)
+    stack.callback(writer.close)
+    progress = _progress(config, writer, start)
+    evaluator = evaluator_lib.Evaluator(config, data, program, mesh, writer)
+    for step in range(start + 1, config.run.steps + 1):
+      batch = sharding.put_batch(next(batches), mesh)
+      state, metrics = program.train_step(state, batch)
+      progress.record(step, metrics)
+      last = step == config.run.steps
+      if step % config.checkpoint.every == 0 or last or stop.signal:
+        paused = progress.pause()
+        checkpoints.save(state, batches.get_state())
+        progress.resume(paused)
+      if stop.signal:
+        return Result(step=step, stopped_by=stop.signal, held_out={})
+      if step % config.eval.every == 0 and not last:
+        paused = progress.pause()
+        evaluator.score(state.params, step, config.eval.max_batches)
+        evaluator.sample(state.params, step)
+        progress.resume(paused)
+    checkpoints.wait()
+    held_out = evaluator.finish(state.params, config.run.steps, workdir)
+    return Result(step=config.run.steps, stopped_by=0, held_out=held_out)
+
+
+def _train_batches(config, data) -> pipeline.Batches:
+  return pipeline.make(
+    data,
+    seq_len=config.run.seq_len,
+    global_batch_size=config.run.batch_size,
+    shard_index=jax.process_index(),
+    shard_count=jax.process_count(),
+  )
+
+
+def _check_vocabulary(config, data) -> None:
+  needed = catalog.vocab_size(data)
+  if config.model.vocab_size < needed:
+    raise ValueError(
+      f"model.vocab_size={config.model.vocab_size} is smaller than the "
+      f"{needed} token ids of the data; set it to {needed} or more."
+    )
+
+
+def _write_config(config: config_lib.RunConfig, workdir: pathlib.Path) -> None:
+  """Makes the workdir and keeps the resolved config there for people."""
+  if jax.process_index() != 0:
+    return
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+    probe = workdir / ".writable"
+    probe.touch()
+    probe.unlink()
+  except OSError as error:
+    raise ValueError(
+      f"--workdir={workdir} cannot be written: {error.strerror}. Name a "
+      "directory that this user can write to."
+    ) from error
+  text = json.dumps(schema.to_dict(config), indent=2, ensure_ascii=False)
+  path = workdir / "config.json"
+  if not path.exists():
+    path.write_text(text + "\n", encoding="utf-8")
+  logging.info("Config:\n%s", text)
+
+
+def _progress(config, writer, start: int) -> metrics_lib.Progress:
+  peak = hardware.peak(config.execution.compute_dtype)
+  logging.info(
+    "%s: %s parameters; %d %s device(s); MFU against %.3g TFLOP/s (%s)",
+    config.model.name,
+    f"{flops.count_parameters(config.model).total:,}",
+    jax.device_count(),
+    jax.devices()[0].device_kind,
+    peak.flops / 1e12,
+    peak.source,
+  )
+  return metrics_lib.Progress(
+    writer,
+    start_step=start,
+    total_steps=config.run.steps,
+    log_every=config.run.log_every,
+    flops_per_token=flops.train_per_token(
+      config.model, seq_len=config.run.seq_len
+    ),
+    peak_flops=peak.flops,
+  )

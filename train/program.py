@@ -1,0 +1,131 @@
+"""A run's compiled functions and where their arrays lie.
+
+What the training loop and the benchmark both need before the first step.
+"""
+
+from collections.abc import Callable
+import dataclasses
+import functools
+import time
+from typing import Any
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+
+from model import sharding
+from model import transformer
+from train import config as config_lib
+from train import optimizer as optimizer_lib
+from train import schedule as schedule_lib
+from train import step as step_lib
+
+_BATCH_DTYPES = {
+  "tokens": jnp.int32,
+  "targets": jnp.int32,
+  "loss_weights": jnp.float32,
+  "positions": jnp.int32,
+  "segment_ids": jnp.int32,
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Program:
+  """Compiled for one config and mesh.
+
+  Attributes:
+    graphdef: The model's structure.
+    shapes: The training state, abstractly.
+    shardings: Where its arrays lie.
+    init: () -> fresh state, made in place on the devices.
+    train_step: (state, batch) -> (state, metrics); `state` is donated.
+    eval_step: (params, batch) -> loss sums.
+    compile_seconds: Wall time of tracing and compiling `train_step`.
+  """
+
+  graphdef: nnx.GraphDef
+  shapes: step_lib.TrainState
+  shardings: step_lib.TrainState
+  init: Callable[[], step_lib.TrainState]
+  train_step: Callable[..., Any]
+  eval_step: Callable[..., Any]
+  compile_seconds: float
+
+
+def check_batch(config: config_lib.RunConfig, mesh: jax.sharding.Mesh) -> None:
+  """Refuses a batch that does not fit the mesh.
+
+  Raises:
+    ValueError: Names run.batch_size and a size that would fit.
+  """
+  shards = sharding.num_batch_shards(mesh)
+  unit = shards * config.run.accumulation
+  if config.run.batch_size % unit:
+    fitting = -(-config.run.batch_size // unit) * unit
+    raise ValueError(
+      f"run.batch_size={config.run.batch_size} must be a multiple of {unit}: "
+      f"{shards} batch shards (mesh.data * mesh.fsdp) times "
+      f"run.accumulation={config.run.accumulation}; {fitting} would do."
+    )
+
+
+def build(
+  config: config_lib.RunConfig, mesh: jax.sharding.Mesh
+) -> Program:
+  """Compiles a run's functions; call with `mesh` set (jax.set_mesh).
+
+  Raises:
+    ValueError: Batch or parameters do not divide over the mesh.
+  """
+  check_batch(config, mesh)
+  schedule = schedule_lib.make(config.schedule, run_steps=config.run.steps)
+  optimizer = optimizer_lib.make(config.optimizer, schedule)
+  graphdef, _ = transformer.abstract(config.model, config.execution)
+  init_state = functools.partial(
+    step_lib.init_state,
+    lambda: transformer.init(
+      config.model, config.execution, seed=config.run.seed
+    ),
+    optimizer,
+  )
+  shapes = jax.eval_shape(init_state)
+  shardings = sharding.param_shardings(shapes, mesh)
+  train_step = jax.jit(
+    step_lib.make_train_step(
+      graphdef=graphdef,
+      optimizer=optimizer,
+      schedule=schedule,
+      loss=config.loss,
+      accumulation=config.run.accumulation,
+    ),
+    donate_argnums=0,
+    out_shardings=(shardings, None),
+  )
+  start = time.perf_counter()
+  compiled = train_step.lower(
+    sharding.with_shardings(shapes, shardings), _batch_shapes(config, mesh)
+  ).compile()
+  return Program(
+    graphdef=graphdef,
+    shapes=shapes,
+    shardings=shardings,
+    init=jax.jit(init_state, out_shardings=shardings),
+    train_step=compiled,
+    eval_step=jax.jit(
+      step_lib.make_eval_step(graphdef=graphdef, loss=config.loss)
+    ),
+    compile_seconds=time.perf_counter() - start,
+  )
+
+
+def _batch_shapes(
+  config: config_lib.RunConfig, mesh: jax.sharding.Mesh
+) -> dict[str, jax.ShapeDtypeStruct]:
+  shape = (config.run.batch_size, config.run.seq_len)
+  return {
+    name: jax.ShapeDtypeStruct(
+      shape, dtype, sharding=sharding.batch_sharding(mesh)
+    )
+    for name, dtype in _BATCH_DTYPES.items()
+  }
+
