@@ -9,10 +9,10 @@ import functools
 
 from flax import nnx
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from model import config as model_config
+from model import linear
 from model import rope
 from model import sharding
 from model.kernels import attention as kernel
@@ -63,9 +63,9 @@ class Attention(nnx.Module):
     @functools.partial(jax.checkpoint, prevent_cse=False)
     def project(x):
       normed = norm(x)
-      q = jnp.einsum("BTD,DNH->BTNH", normed, self.q_DNH[...].astype(x.dtype))
-      k = jnp.einsum("BSD,DKH->BSKH", normed, self.k_DKH[...].astype(x.dtype))
-      v = jnp.einsum("BSD,DKH->BSKH", normed, self.v_DKH[...].astype(x.dtype))
+      q = linear.project("BTD,DNH->BTNH", normed, self.q_DNH[...])
+      k = linear.project("BSD,DKH->BSKH", normed, self.k_DKH[...])
+      v = linear.project("BSD,DKH->BSKH", normed, self.v_DKH[...])
       return rope.rotate(q, cos, sin), rope.rotate(k, cos, sin), v
 
     q, k, v = project(x)
@@ -77,5 +77,5 @@ class Attention(nnx.Module):
       implementation=self.implementation,
     )
     out = sharding.constrain(out, "BTNH")
-    out = jnp.einsum("BTNH,NHD->BTD", out, self.o_NHD[...].astype(x.dtype))
+    out = linear.project("BTNH,NHD->BTD", out, self.o_NHD[...])
     return sharding.constrain(out, "BTD")

@@ -8,10 +8,10 @@ import functools
 
 from flax import nnx
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from model import config as model_config
+from model import linear
 from model import sharding
 
 
@@ -25,7 +25,7 @@ def gated_down(
 ) -> Float[Array, "B T D"]:
   """(silu(gate) * up) @ down."""
   hidden = sharding.constrain(jax.nn.silu(gate) * up, "BTF")
-  return jnp.einsum("BTF,FD->BTD", hidden, down_FD)
+  return linear.project("BTF,FD->BTD", hidden, down_FD)
 
 
 class Mlp(nnx.Module):
@@ -62,10 +62,10 @@ class Mlp(nnx.Module):
     @functools.partial(jax.checkpoint, prevent_cse=False)
     def project(x):
       normed = norm(x)
-      gate = jnp.einsum("BTD,DF->BTF", normed, self.gate_DF[...].astype(x.dtype))
-      up = jnp.einsum("BTD,DF->BTF", normed, self.up_DF[...].astype(x.dtype))
+      gate = linear.project("BTD,DF->BTF", normed, self.gate_DF[...])
+      up = linear.project("BTD,DF->BTF", normed, self.up_DF[...])
       return gate, up
 
     gate, up = project(x)
-    out = gated_down(gate, up, self.down_FD[...].astype(x.dtype))
+    out = gated_down(gate, up, self.down_FD[...])
     return sharding.constrain(out, "BTD")

@@ -195,7 +195,9 @@ def tests(tree: Tree) -> Iterator[source_tree.Problem]:
       continue
     test = path.removesuffix(".py") + "_test.py"
     if test not in tested:
-      yield source_tree.Problem(path, 1, f"has no test. Fix: a py_test of {test}")
+      yield source_tree.Problem(
+        path, 1, f"has no test. Fix: a py_test of {test}"
+      )
 
 
 def bans(tree: Tree) -> Iterator[source_tree.Problem]:
@@ -205,16 +207,22 @@ def bans(tree: Tree) -> Iterator[source_tree.Problem]:
     for found in tree.imports[path]:
       # A test may check that an object survives the trip to another process.
       if _is_or_in(found.name, _PICKLES) and not path.endswith("_test.py"):
-        yield source_tree.Problem(path, found.line, f"imports {found.name}. {fix}")
+        yield source_tree.Problem(
+          path, found.line, f"imports {found.name}. {fix}"
+        )
     for node in ast.walk(syntax):
       if (
         isinstance(node, ast.keyword)
         and node.arg == "allow_pickle"
         and not (isinstance(node.value, ast.Constant) and not node.value.value)
       ):
-        yield source_tree.Problem(path, node.value.lineno, f"allows a pickle. {fix}")
+        yield source_tree.Problem(
+          path, node.value.lineno, f"allows a pickle. {fix}"
+        )
       if isinstance(node, ast.Attribute) and ast.unparse(node) == "torch.load":
-        yield source_tree.Problem(path, node.lineno, f"torch.load reads a pickle. {fix}")
+        yield source_tree.Problem(
+          path, node.lineno, f"torch.load reads a pickle. {fix}"
+        )
 
 
 def check(

@@ -92,7 +92,9 @@ class LayeringTest(parameterized.TestCase):
     self.assertIn(why, problems)
 
   def test_outside_of_the_layers(self):
-    self.assertIn("stray/a.py:1: Python outside", self.check({"stray/a.py": ""}))
+    self.assertIn(
+      "stray/a.py:1: Python outside", self.check({"stray/a.py": ""})
+    )
 
   def model(self, text, build, **more):
     return self.check(

@@ -29,7 +29,7 @@ class ReadmeTest(parameterized.TestCase):
     "./bazelw run --config=tpu //train:main -- --config=train/configs/tiny.py",
     "./bazelw run //train:main -- \\\n  --config=train/configs/tiny.py:arg",
     "./bazelw run //train:main -- --config=/my/own.py --data=gs://bucket",
-    "[link](../train/BUILD) [web](https://a.b/c) [here](#part) [a](README.md#b)",
+    "[link](../train/BUILD) [web](https://a.b/c) [b](#b) [c](README.md#c)",
     "A comment about //nothing.",
   )
   def test_right(self, text):

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 import dataclasses
 import fnmatch
 import importlib.metadata
+import itertools
 import pathlib
 import re
 import sys
@@ -166,7 +167,7 @@ def targets(root: pathlib.Path, build_file: str) -> list[Target]:
   ignored = ("exports_files", "licenses", "load", "package")
   names = Names({name: lambda *_, **__: None for name in ignored})
   names["glob"] = glob
-  names["select"] = lambda branches: sum(branches.values(), start=[])
+  names["select"] = lambda branches: list(itertools.chain(*branches.values()))
   code = compile((root / build_file).read_text(), build_file, "exec")
   # A name that the (empty) globals lack is looked up in the locals.
   exec(code, {"__builtins__": {}}, names)

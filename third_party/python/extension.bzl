@@ -114,10 +114,14 @@ def _pypi_repository(rctx):
             ".",
         ],
         timeout = 3600,
-        quiet = False,
     )
     if result.return_code != 0:
-        fail("\n\n{}\n".format(result.stderr.strip()))
+        fail((
+            "\n\nThe packages of {lock} can not be installed.\n{why}\n" +
+            "Fix: if the index is at fault, the one that is set for pip or uv " +
+            "(PIP_INDEX_URL, UV_DEFAULT_INDEX, SSL_CERT_FILE); if the lock " +
+            "is, take it back from git.\n"
+        ).format(lock = lock.name, why = result.stderr.strip()))
 
 pypi_repository = repository_rule(
     implementation = _pypi_repository,

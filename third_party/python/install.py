@@ -84,7 +84,11 @@ def uv_environment():
 def run(command, env=None):
   """Runs a command; its failure ends the program with what it printed."""
   result = subprocess.run(
-    command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    command,
+    env=env,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
   )
   if result.returncode:
     raise SystemExit(result.stdout)
@@ -122,7 +126,9 @@ def dependencies(distributions, asked):
     asked: the lock's requirements, whose extras count (`jax[tpu]`).
   """
   graph = {name: set() for name in distributions}
-  todo = [(normalise(r.name), extra) for r in asked for extra in ["", *r.extras]]
+  todo = [
+    (normalise(r.name), extra) for r in asked for extra in ["", *r.extras]
+  ]
   seen = set()
   while todo:
     name, extra = node = todo.pop()
@@ -161,7 +167,9 @@ def py_library(name, data, deps):
   """Returns the BUILD file of one distribution."""
 
   def lines(labels):
-    return "".join(f"\n        {json.dumps(label)}," for label in sorted(labels))
+    return "".join(
+      f"\n        {json.dumps(label)}," for label in sorted(labels)
+    )
 
   return f"""\
 load("@rules_python//python:defs.bzl", "py_library")
@@ -191,7 +199,9 @@ def main(lock, dest):
   # Whole folders, each one symlink in a program's runfiles where its files
   # would be thousands. A folder that several share, all of them list.
   entries = {
-    name: {f"site-packages/{path.parts[0]}" for path in distribution.files or ()}
+    name: {
+      f"site-packages/{path.parts[0]}" for path in distribution.files or ()
+    }
     for name, distribution in distributions.items()
   }
   graph = dependencies(distributions, asked_for(lock))
@@ -203,7 +213,9 @@ def main(lock, dest):
     (package / "BUILD").write_text(
       py_library(
         name,
-        data=[f"//:{path}" for member in cycle[name] for path in entries[member]],
+        data=[
+          f"//:{path}" for member in cycle[name] for path in entries[member]
+        ],
         deps=[
           f"//{dep}"
           for member in cycle[name]

@@ -91,7 +91,9 @@ class InstallTest(absltest.TestCase):
   def test_own_settings_of_uv_win(self):
     settings = {"PIP_INDEX_URL": "https://a", "UV_DEFAULT_INDEX": "https://b"}
     with mock.patch.dict(os.environ, settings):
-      self.assertEqual(install.uv_environment()["UV_DEFAULT_INDEX"], "https://b")
+      self.assertEqual(
+        install.uv_environment()["UV_DEFAULT_INDEX"], "https://b"
+      )
 
 
 if __name__ == "__main__":

@@ -45,7 +45,13 @@ class FormatterTest(absltest.TestCase):
     self.assertEqual(codes, [0, 0])
 
   def test_bazel_files(self):
-    for name in ["BUILD", "a/rules.bzl", "a/BUILD", ".x/BUILD", "bazel-y/BUILD"]:
+    for name in [
+      "BUILD",
+      "a/rules.bzl",
+      "a/BUILD",
+      ".x/BUILD",
+      "bazel-y/BUILD",
+    ]:
       (self.root / name).parent.mkdir(exist_ok=True)
       (self.root / name).touch()
     found = formatter.bazel_files(self.root)
