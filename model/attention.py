@@ -55,7 +55,8 @@ class Attention(nnx.Module):
     segment_ids: Int[Array, "B T"],
   ) -> Float[Array, "B T D"]:
     """Attention over norm(x), each token to itself and those before it in its
-    segment; the norm is applied here, where it is recomputed."""
+    segment; the norm is applied here, where it is recomputed.
+    """
     freq = rope.frequencies(self.config.rope, self.config.head_dim)
     cos, sin = rope.angles(positions, freq)
 

@@ -188,7 +188,13 @@ def load(path: pathlib.Path, mesh: jax.sharding.Mesh) -> Bundle:
     ValueError: There is no checkpoint at `path`.
     CorruptCheckpointError: It cannot be read or is damaged.
   """
-  folder = find(path)
+  # Resolved, so that `.` and links have the name of what they mean.
+  folder = find(path).resolve()
+  if not folder.name.isdigit():
+    raise ValueError(
+      f"--checkpoint={path} is a step directory called {folder.name!r}; its "
+      "name must be its step, such as 1000: rename it."
+    )
   try:
     saved = json.loads((folder / "meta" / CONFIG_FILE).read_text())
     expected = json.loads((folder / "meta" / DIGESTS_FILE).read_text())

@@ -31,7 +31,8 @@ class Llama3Scaling:
   """Llama 3.1's frequency scaling of RoPE (Llama 3 paper; HF `rope_type`
   "llama3"): wavelengths longer than the original context over
   `low_freq_factor` are stretched by `factor`, those shorter than it over
-  `high_freq_factor` are kept, and those between are blended."""
+  `high_freq_factor` are kept, and those between are blended.
+  """
 
   factor: float
   low_freq_factor: float = 1.0

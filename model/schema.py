@@ -106,7 +106,9 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
     inner, _ = typing.get_args(hint)
     if not isinstance(value, (list, tuple)):
       raise ValueError(f"{path}={value!r} must be a list.")
-    return tuple(_convert(inner, v, f"{path}[{i}]") for i, v in enumerate(value))
+    return tuple(
+      _convert(inner, v, f"{path}[{i}]") for i, v in enumerate(value)
+    )
   if issubclass(hint, enum.Enum):
     options = [option.value for option in hint]
     if value not in options:
@@ -122,7 +124,6 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
     return float(value)
   if type(value) is not hint:
     raise ValueError(
-      f"{path}={value!r} is {type(value).__name__}; it must be "
-      f"{hint.__name__}."
+      f"{path}={value!r} is {type(value).__name__}; it must be {hint.__name__}."
     )
   return value

@@ -28,8 +28,11 @@ PARAM_RULES = {"D": "fsdp", "N": "tensor", "K": "tensor", "F": "tensor"} | {
   "L": None,
 }
 
+# The axes whose devices hold distinct rows of the batch.
+BATCH_AXES = ("data", "fsdp")
+
 # Activations: the batch is spread over every axis that holds distinct rows.
-ACTIVATION_RULES = {"B": ("data", "fsdp"), "T": None, "D": None, "H": None} | {
+ACTIVATION_RULES = {"B": BATCH_AXES, "T": None, "D": None, "H": None} | {
   "N": "tensor",
   "K": "tensor",
   "F": "tensor",
@@ -137,12 +140,16 @@ def with_shardings(shapes: Any, shardings: Any) -> Any:
 
 def batch_sharding(mesh: jax.sharding.Mesh) -> jax.sharding.NamedSharding:
   """Rows of a batch over all axes that hold distinct rows."""
-  return jax.sharding.NamedSharding(mesh, P(ACTIVATION_RULES["B"]))
+  return jax.sharding.NamedSharding(mesh, P(BATCH_AXES))
 
 
-def num_batch_shards(mesh: jax.sharding.Mesh) -> int:
-  """In how many pieces `batch_sharding` cuts the batch."""
-  return math.prod(mesh.shape[a] for a in ACTIVATION_RULES["B"])
+def num_batch_shards(mesh: jax.sharding.Mesh | None = None) -> int:
+  """In how many pieces the batch is cut: by `mesh`, or by the one that is set.
+
+  1 where there is neither.
+  """
+  shape = (mesh or jax.sharding.get_abstract_mesh()).shape
+  return math.prod(shape.get(axis, 1) for axis in BATCH_AXES)
 
 
 def constrain(x: jax.Array, dims: str) -> jax.Array:

@@ -166,7 +166,8 @@ class Transformer(nnx.Module):
       positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
     if segment_ids is None:
       segment_ids = jnp.ones_like(tokens)
-    x = self.embed_VD[...].astype(self.compute_dtype)[tokens]
+    table = sharding.constrain(self.embed_VD[...], "VD")
+    x = table.astype(self.compute_dtype)[tokens]
     x = sharding.constrain(x, "BTD")
     for i in range(len(self.config.groups)):
       x = getattr(self, f"group_{i}")(x, positions, segment_ids)

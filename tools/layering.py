@@ -35,7 +35,12 @@ _PICKLES = ("cloudpickle", "dill", "joblib", "pickle", "shelve")
 # A module needs no test of its own where its folder has one for all of them,
 # where it is a program, or where it is there for tests (testonly).
 _TESTED_TOGETHER = ("configs", "presets", "testdata")
-_PROGRAM_SUFFIXES = ("_benchmark.py", "/main.py", "__init__.py")
+_PROGRAM_SUFFIXES = (
+  "_benchmark.py",
+  "/benchmark.py",
+  "/main.py",
+  "__init__.py",
+)
 
 
 class Tree:

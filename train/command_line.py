@@ -14,6 +14,9 @@ from typing import NoReturn
 from absl import app
 from absl import flags
 from absl import logging
+import ml_collections
+
+from train import config as config_lib
 
 
 def user_directory() -> str:
@@ -43,8 +46,7 @@ def resolve_config_path(argument: str) -> str:
 
 
 def run(main: Callable[[list[str]], None]) -> NoReturn:
-  """absl's app.run; a config that cannot be read or overridden ends in one
-  line that says why, with exit code 1."""
+  """Runs `main` under absl; a bad config or flag ends in one line, code 1."""
   argv = [sys.argv[0], *map(resolve_config_path, sys.argv[1:])]
   app.run(main, argv=argv, flags_parser=_parse)
 
@@ -54,9 +56,45 @@ def _parse(argv: list[str]) -> list[str]:
     return flags.FLAGS(argv)
   except flags.Error as error:
     fail(error)
-  except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
-    # Raised by an experiment file, or by ml_collections about an override.
+  except (KeyError, AttributeError) as error:
+    # ml_collections about an override of a setting that is not there.
+    fail(ValueError(_unknown_setting(argv, str(error.args[0]))))
+  except (ValueError, TypeError, OSError) as error:
     fail(error)
+
+
+def _unknown_setting(argv: list[str], reason: str) -> str:
+  """Which override is meant by ml_collections' "'key' Did you mean ..."."""
+  key = reason.partition("\n")[0].strip("'\" ")
+  culprits = [
+    argument
+    for argument in argv
+    if argument.lstrip("-").startswith("config.")
+    and key in argument.partition("=")[0].split(".")
+  ]
+  shown = " ".join(culprits) or "A --config.* flag"
+  return f"{shown} overrides a setting that is not there: " + " ".join(
+    reason.split()
+  )
+
+
+def read_config(
+  flag: flags.FlagHolder[ml_collections.ConfigDict],
+) -> config_lib.RunConfig:
+  """The run that --config and its overrides describe.
+
+  Raises:
+    ValueError: The file is missing or a setting is wrong.
+  """
+  value = flag.value
+  if not isinstance(value, ml_collections.ConfigDict):
+    path = flags.FLAGS[flag.name].serialize().partition("=")[2]
+    raise ValueError(
+      f"--config={path} cannot be used: there is no such file, or its "
+      "get_config() does not return a ConfigDict. Give a path from where you "
+      "stand, or one in this tree such as train/configs/quickstart.py."
+    )
+  return config_lib.from_config_dict(value, base_dir=user_directory())
 
 
 def fail(error: BaseException) -> NoReturn:
@@ -73,7 +111,9 @@ def set_up_logging() -> None:
     logging.set_verbosity(logging.INFO)
   handler = logging.get_absl_handler()
   handler.setFormatter(
-    python_logging.Formatter("%(levelname).1s %(asctime)s] %(message)s", "%H:%M:%S")
+    python_logging.Formatter(
+      "%(levelname).1s %(asctime)s] %(message)s", "%H:%M:%S"
+    )
   )
   handler.addFilter(_is_ours_or_warning)
 

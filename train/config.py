@@ -126,11 +126,6 @@ class RunConfig:
         f"run.seq_len={self.run.seq_len} exceeds the model's context, "
         f"model.max_seq_len={self.model.max_seq_len}."
       )
-    if self.run.seq_len % self.loss.num_chunks:
-      raise ValueError(
-        f"loss.num_chunks={self.loss.num_chunks} must divide "
-        f"run.seq_len={self.run.seq_len}."
-      )
     schedule_lib.make(self.schedule, run_steps=self.run.steps)
 
 
@@ -144,7 +139,7 @@ _MAY_CHANGE = (
   "eval.",
   "execution.attention",
   "execution.remat",
-  "loss.num_chunks",
+  "loss.chunk_tokens",
   "mesh.",
   "model.name",
   "run.accumulation",
@@ -173,9 +168,7 @@ def from_config_dict(
   Raises:
     ValueError: Names the field, its value and the fix.
   """
-  run = schema.from_dict(
-    RunConfig, _to_plain(config), path="config"
-  )
+  run = schema.from_dict(RunConfig, _to_plain(config), path="config")
   return dataclasses.replace(run, data=_absolute(run.data, base_dir))
 
 

@@ -1,4 +1,4 @@
-"""Evaluation during a run: held-out loss and samples, to console and records."""
+"""Evaluation during a run: held-out loss and samples of text."""
 
 from collections.abc import Iterator
 import dataclasses
@@ -64,9 +64,9 @@ class Evaluator:
       )
     if not results:
       return {}
-    weights = {s.name: s.weight for s in self._data.sources} or {
-      name: 1.0 for name in results
-    }
+    weights = {s.name: s.weight for s in self._data.sources} or dict.fromkeys(
+      results, 1.0
+    )
     results[baseline.BLEND] = evaluate.blend(results, weights)
     for name, result in results.items():
       self._writer.write(step, f"eval/{name}", dataclasses.asdict(result))
@@ -96,7 +96,9 @@ class Evaluator:
     if results and self._data.kind is data_config.Kind.DATASETS:
       baselines = dict(baseline.measure(self._data))
     if results:
-      logging.info("After %d steps:\n%s", step, report.table(results, baselines))
+      logging.info(
+        "After %d steps:\n%s", step, report.table(results, baselines)
+      )
     curve = report.draw_curve(workdir, baselines)
     logging.info("Loss curve: %s", curve)
     return results

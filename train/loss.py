@@ -69,7 +69,7 @@ def cross_entropy(
   weights: Float[Array, "B T"],
   *,
   z_loss_weight: float = 0.0,
-  num_chunks: int = 8,
+  num_chunks: int,
 ) -> LossSums:
   """`reference` without ever holding more than 1 / num_chunks of the logits.
 
@@ -79,19 +79,12 @@ def cross_entropy(
     targets: Token ids to predict.
     weights: Share of each token in the loss; 0 for padding.
     z_loss_weight: Of `z_loss` in `loss`.
-    num_chunks: Pieces of the sequence; must divide T.
+    num_chunks: Pieces of the sequence; must divide T (`choose_num_chunks`).
 
   Returns:
     Sums over all tokens. Only `loss` carries gradients (to `hidden`, `head`).
-
-  Raises:
-    ValueError: `num_chunks` does not divide the sequence length.
   """
-  length = hidden.shape[1]
-  if length % num_chunks:
-    raise ValueError(
-      f"loss.num_chunks={num_chunks} must divide the sequence length {length}."
-    )
+  assert hidden.shape[1] % num_chunks == 0, (hidden.shape, num_chunks)
   loss, nll, z_loss = _fused(
     num_chunks, z_loss_weight, hidden, head, targets, weights
   )
@@ -100,6 +93,26 @@ def cross_entropy(
     nll=jax.lax.stop_gradient(nll),
     z_loss=jax.lax.stop_gradient(z_loss),
     weight=jnp.sum(weights),
+  )
+
+
+def choose_num_chunks(*, rows: int, seq_len: int, max_tokens: int) -> int:
+  """The fewest equal pieces of a sequence with at most `max_tokens` each.
+
+  Each piece adds to the head's gradient, D x V, once more: many small pieces
+  cost more than the memory they save is worth.
+
+  Args:
+    rows: Sequences on one device.
+    seq_len: T, to be divided.
+    max_tokens: Of all rows together, in one piece; a piece of one position is
+      the smallest, whatever this is.
+  """
+  return next(
+    pieces
+    for pieces in range(1, seq_len + 1)
+    if seq_len % pieces == 0
+    and (rows * seq_len <= max_tokens * pieces or pieces == seq_len)
   )
 
 

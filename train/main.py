@@ -1,6 +1,6 @@
-"""Trains a model: binary //train:main.
+r"""Trains a model: binary //train:main.
 
-  bazel run //train:main -- --config=train/configs/quickstart.py \\
+  bazel run //train:main -- --config=train/configs/quickstart.py \
       --workdir=/tmp/quickstart
 
 Any setting of the config can be overridden: --config.run.steps=100. Running the
@@ -22,7 +22,6 @@ from ml_collections import config_flags
 
 from model import checkpoint
 from train import command_line
-from train import config as config_lib
 from train import loop
 from train import metrics
 
@@ -30,14 +29,17 @@ _CONFIG = config_flags.DEFINE_config_file(
   "config", help_string="Experiment file, such as train/configs/quickstart.py."
 )
 _WORKDIR = flags.DEFINE_string(
-  "workdir", None, "Directory of the run: checkpoints, metrics, reports."
+  "workdir", "", "Directory of the run: checkpoints, metrics, reports."
 )
 _ALLOW_CONFIG_CHANGES = flags.DEFINE_bool(
   "allow_config_changes",
   False,
   "Go on from a checkpoint although settings of the run have changed.",
 )
-flags.mark_flags_as_required(["config", "workdir"])
+flags.mark_flag_as_required("config")
+flags.register_validator(
+  "workdir", bool, message="is missing; name a directory for the run."
+)
 
 
 def main(argv: list[str]) -> None:
@@ -47,9 +49,7 @@ def main(argv: list[str]) -> None:
   command_line.set_up_logging()
   workdir = pathlib.Path(command_line.user_path(_WORKDIR.value))
   try:
-    config = config_lib.from_config_dict(
-      _CONFIG.value, base_dir=command_line.user_directory()
-    )
+    config = command_line.read_config(_CONFIG)
     result = loop.run(
       config, workdir, allow_config_changes=_ALLOW_CONFIG_CHANGES.value
     )

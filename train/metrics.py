@@ -174,4 +174,6 @@ def duration(seconds: float) -> str:
   """1:02:03 or 2:03, for people."""
   minutes, second = divmod(int(seconds + 0.5), 60)
   hours, minute = divmod(minutes, 60)
-  return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
+  return (
+    f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
+  )

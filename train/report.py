@@ -57,8 +57,8 @@ def draw_curve(
 ) -> pathlib.Path:
   """Training and held-out loss over the run, as a PNG; returns its path."""
   # Slow to import, and only needed here.
-  from matplotlib.backends import backend_agg  # noqa: PLC0415
-  from matplotlib import figure  # noqa: PLC0415
+  from matplotlib import figure
+  from matplotlib.backends import backend_agg
 
   records = metrics.read(workdir)
   chart = figure.Figure(figsize=(8, 5), layout="constrained")
@@ -75,8 +75,12 @@ def draw_curve(
     ):
       axes.axhline(loss.nats_per_token, color="gray", linestyle=":")
       axes.annotate(
-        label, (0.99, loss.nats_per_token), ha="right", va="bottom",
-        xycoords=("axes fraction", "data"), color="gray",
+        label,
+        (0.99, loss.nats_per_token),
+        ha="right",
+        va="bottom",
+        xycoords=("axes fraction", "data"),
+        color="gray",
       )
   axes.set(xlabel="step", ylabel="loss, nats per token", title=workdir.name)
   axes.grid(alpha=0.3)

@@ -78,7 +78,9 @@ class Sampler:
     ]
     self._lengths = jnp.array([len(ids) for ids in encoded])
     total = max(len(ids) for ids in encoded) + num_tokens
-    self._tokens = jnp.array([ids + [0] * (total - len(ids)) for ids in encoded])
+    self._tokens = jnp.array(
+      [ids + [0] * (total - len(ids)) for ids in encoded]
+    )
     self._continue = jax.jit(
       functools.partial(
         continue_tokens, graphdef=graphdef, temperature=temperature

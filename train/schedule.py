@@ -8,7 +8,7 @@ import optax
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ScheduleConfig:
-  """Linear warm-up, then one of:
+  """Linear warm-up, then one of the following.
 
     constant: stays at the peak.
     cosine:   half a cosine down to `final_ratio` of the peak.

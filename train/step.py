@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from model import sharding
 from model import transformer
 from train import loss as loss_lib
 
@@ -46,19 +47,21 @@ class LossConfig:
 
   Attributes:
     z_loss_weight: Of the squared log-normaliser (PaLM uses 1e-4).
-    num_chunks: Pieces of the sequence whose logits are held one at a time.
+    chunk_tokens: Tokens of a device whose logits are held at a time.
   """
 
   z_loss_weight: float = 0.0
-  num_chunks: int = 8
+  chunk_tokens: int = 1024
 
   def __post_init__(self):
     if self.z_loss_weight < 0:
       raise ValueError(
         f"loss.z_loss_weight={self.z_loss_weight} must be 0 or more."
       )
-    if self.num_chunks < 1:
-      raise ValueError(f"loss.num_chunks={self.num_chunks} must be at least 1.")
+    if self.chunk_tokens < 1:
+      raise ValueError(
+        f"loss.chunk_tokens={self.chunk_tokens} must be at least 1."
+      )
 
 
 def init_state(
@@ -83,13 +86,18 @@ def batch_loss(
     positions=batch["positions"],
     segment_ids=batch["segment_ids"],
   )
+  rows, seq_len = batch["tokens"].shape
   return loss_lib.cross_entropy(
     hidden,
     model.head(),
     batch["targets"],
     batch["loss_weights"],
     z_loss_weight=config.z_loss_weight,
-    num_chunks=config.num_chunks,
+    num_chunks=loss_lib.choose_num_chunks(
+      rows=-(-rows // sharding.num_batch_shards()),
+      seq_len=seq_len,
+      max_tokens=config.chunk_tokens,
+    ),
   )
 
 
@@ -126,7 +134,8 @@ def gradients(
   )
   first = jax.tree.map(lambda x: x[0], pieces)
   zeros = jax.tree.map(
-    lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(grad_fn, params, first)
+    lambda x: jnp.zeros(x.shape, x.dtype),
+    jax.eval_shape(grad_fn, params, first),
   )
   return jax.lax.scan(add_piece, zeros, pieces)[0]
 
@@ -156,11 +165,11 @@ def make_train_step(
     weight = jnp.maximum(sums.weight, 1.0)
     updates, opt_state = optimizer.update(grads, state.optimizer, state.params)
     params = optax.apply_updates(state.params, updates)
-    metrics = {
+    metrics: dict[str, Any] = {
       "loss": sums.nll / weight,
       "z_loss": sums.z_loss / weight,
-      "grad_norm": optax.global_norm(grads),
-      "param_norm": optax.global_norm(params),
+      "grad_norm": optax.tree.norm(grads),
+      "param_norm": optax.tree.norm(params),
       "learning_rate": schedule(state.step),
       "tokens": sums.weight,
     }
@@ -177,4 +186,3 @@ def make_eval_step(
 ) -> Callable[[Any, Batch], loss_lib.LossSums]:
   """(params, batch) -> loss sums, without gradients."""
   return functools.partial(batch_loss, graphdef=graphdef, config=loss)
-

@@ -1,9 +1,9 @@
-"""Quickstart: 10M parameters on four blended sources of real text.
+r"""Quickstart: 10M parameters on four blended sources of real text.
 
 English API documentation, English prose, Python code and Korean, prepared on
 first use; bf16 compute. Takes about 5 minutes on 2 CPU cores.
 
-  bazel run //train:main -- --config=train/configs/quickstart.py \\
+  bazel run //train:main -- --config=train/configs/quickstart.py \
       --workdir=/tmp/quickstart
 
 Shorter: --config.run.steps=50

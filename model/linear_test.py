@@ -1,0 +1,88 @@
+import ast
+import pathlib
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from model import linear
+
+_SIZES = {"B": 2, "T": 7, "S": 7, "D": 12, "F": 20, "N": 4, "K": 2, "H": 6}
+_SPECS = (
+  "BTD,DF->BTF",
+  "BTF,FD->BTD",
+  "BTD,DNH->BTNH",
+  "BSD,DKH->BSKH",
+  "BTNH,NHD->BTD",
+)
+
+
+def plain(spec, x, weight):
+  return jnp.einsum(spec, x, weight.astype(x.dtype))
+
+
+def operands(spec, dtype, param_dtype):
+  rng = np.random.default_rng(0)
+  for dims, kind in zip(
+    spec.replace("->", ",").split(","), (dtype, param_dtype, dtype)
+  ):
+    yield jnp.asarray(rng.normal(size=[_SIZES[d] for d in dims]), kind)
+
+
+def specs_in(path):
+  """The specs that a module gives to linear.project."""
+  for node in ast.walk(ast.parse(path.read_text())):
+    if (
+      isinstance(node, ast.Call) and ast.unparse(node.func) == "linear.project"
+    ):
+      yield ast.literal_eval(node.args[0])
+
+
+class LinearTest(parameterized.TestCase):
+  def test_specs_are_those_of_the_models(self):
+    folder = pathlib.Path(linear.__file__).parent
+    used = {*specs_in(folder / "attention.py"), *specs_in(folder / "mlp.py")}
+    self.assertEqual(used, set(_SPECS))
+
+  @parameterized.product(
+    spec=_SPECS,
+    dtypes=(
+      ("float32", "float32"),
+      ("bfloat16", "float32"),
+      ("bfloat16", "bfloat16"),
+    ),
+  )
+  def test_equals_automatic_differentiation(self, spec, dtypes):
+    x, weight, cotangent = operands(spec, *dtypes)
+    value, vjp = jax.vjp(lambda x, w: linear.project(spec, x, w), x, weight)
+    wanted, wanted_vjp = jax.vjp(lambda x, w: plain(spec, x, w), x, weight)
+    np.testing.assert_array_equal(value, wanted)
+    for got, want in zip(vjp(cotangent), wanted_vjp(cotangent), strict=True):
+      self.assertEqual(got.dtype, want.dtype)
+      # The sums are the same, in another order: float32 noise, and in
+      # bfloat16 at most a step of the rounded result (8 bits).
+      tolerance = 1e-5 if dtypes[0] == "float32" else 2**-7
+      want = want.astype(jnp.float32)
+      np.testing.assert_allclose(
+        got.astype(jnp.float32),
+        want,
+        rtol=tolerance,
+        atol=tolerance * float(jnp.abs(want).max()),
+      )
+
+  def test_weight_gradient_has_no_transpose(self):
+    spec = "BTD,DF->BTF"
+    x, weight, cotangent = operands(spec, "float32", "float32")
+
+    def gradient(product):
+      loss = lambda w: jnp.sum(product(spec, x, w) * cotangent)
+      return str(jax.make_jaxpr(jax.grad(loss))(weight))
+
+    self.assertIn("transpose", gradient(plain))
+    self.assertNotIn("transpose", gradient(linear.project))
+
+
+if __name__ == "__main__":
+  absltest.main()

@@ -1,0 +1,153 @@
+"""The decoder on 8 devices computes what it computes on one."""
+
+import contextlib
+import functools
+import os
+import sys
+import tempfile
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from model import config as model_config
+from model import sharding
+from model import transformer
+
+_MESHES = (
+  {"data": 8},
+  {"fsdp": 8},
+  {"data": 2, "fsdp": 4},
+  {"data": 2, "fsdp": 2, "tensor": 2},
+  {"fsdp": 4, "tensor": 2},
+)
+_CONFIG = model_config.dense(
+  name="test",
+  vocab_size=64,
+  dim=16,
+  num_layers=2,
+  num_heads=4,
+  num_kv_heads=2,
+  head_dim=8,
+  mlp_dim=32,
+  tie_embeddings=False,
+)
+
+
+@contextlib.contextmanager
+def captured_stderr():
+  """What the process writes to file descriptor 2: XLA's warnings too."""
+  sys.stderr.flush()
+  saved = os.dup(2)
+  with tempfile.TemporaryFile() as file:
+    lines = []
+    os.dup2(file.fileno(), 2)
+    try:
+      yield lines
+    finally:
+      sys.stderr.flush()
+      os.dup2(saved, 2)
+      os.close(saved)
+      file.seek(0)
+      lines += file.read().decode(errors="replace").splitlines()
+
+
+def execution(remat="none"):
+  return model_config.ExecutionConfig(compute_dtype="float32", remat=remat)
+
+
+def make_batch():
+  rng = np.random.default_rng(0)
+  tokens = rng.integers(0, 64, size=(8, 12)).astype(np.int32)
+  segment_ids = 1 + (np.arange(12) >= rng.integers(1, 12, size=(8, 1)))
+  return {"tokens": tokens, "segment_ids": segment_ids.astype(np.int32)}
+
+
+def make_loss(remat="none"):
+  graphdef, _ = transformer.abstract(_CONFIG, execution(remat))
+
+  def loss(params, batch):
+    model = transformer.bind(graphdef, params)
+    logits = model.logits(model(**batch))[:, :-1]
+    targets = batch["tokens"][:, 1:, None]
+    hit = jnp.take_along_axis(logits, targets, axis=-1)[..., 0]
+    return jnp.mean(jax.nn.logsumexp(logits, axis=-1) - hit)
+
+  return loss
+
+
+def init_on(mesh):
+  _, shapes = transformer.abstract(_CONFIG, execution())
+  init = jax.jit(
+    lambda: transformer.init(_CONFIG, execution(), seed=0),
+    out_shardings=sharding.param_shardings(shapes, mesh),
+  )
+  with jax.set_mesh(mesh):
+    return init()
+
+
+@functools.cache
+def on_one_device():
+  """The parameters, and the loss with its gradient."""
+  params = init_on(mesh_of({}, jax.devices()[:1]))
+  return params, jax.jit(jax.value_and_grad(make_loss()))(params, make_batch())
+
+
+def mesh_of(axes, devices=None):
+  devices = jax.devices() if devices is None else devices
+  return sharding.make_mesh(sharding.MeshConfig(**axes), devices)
+
+
+class TransformerShardingTest(parameterized.TestCase):
+  def setUp(self):
+    super().setUp()
+    self.assertLen(jax.devices(), 8)
+
+  def test_stderr_is_captured(self):
+    with captured_stderr() as lines:
+      os.write(2, b"Involuntary\n")
+    self.assertEqual(lines, ["Involuntary"])
+
+  @parameterized.parameters(*[(axes,) for axes in _MESHES])
+  def test_init_is_the_same_on_any_mesh(self, axes):
+    many = init_on(mesh_of(axes))
+    # The random bits are the same. The normal numbers made of them are so up
+    # to the last bit: XLA rounds erf_inv as it happens to vectorise its loop.
+    jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, rtol=5e-7),
+      many,
+      on_one_device()[0],
+    )
+    q_DNH = many["group_0"]["block_0"]["mixer"]["q_DNH"]
+    pieces = axes.get("fsdp", 1) * axes.get("tensor", 1)
+    self.assertEqual(q_DNH.addressable_shards[0].data.size * pieces, q_DNH.size)
+
+  @parameterized.parameters(
+    *[(axes, "none") for axes in _MESHES], (_MESHES[3], "full")
+  )
+  def test_value_and_gradient_are_those_of_one_device(self, axes, remat):
+    mesh, batch = mesh_of(axes), make_batch()
+    params, wanted = on_one_device()
+    shardings = sharding.param_shardings(params, mesh)
+    placed = jax.device_put(jax.device_get(params), shardings)
+    with jax.set_mesh(mesh), captured_stderr() as lines:
+      step = jax.jit(
+        jax.value_and_grad(make_loss(remat)), out_shardings=(None, shardings)
+      )
+      got = step(placed, sharding.put_batch(batch, mesh))
+    warnings = [line for line in lines if "rematerialization" in line]
+    self.assertEmpty(warnings, "\n".join(warnings))
+    np.testing.assert_allclose(got[0], wanted[0], rtol=1e-6)
+    jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(
+        a, b, rtol=0, atol=1e-5 * float(jnp.abs(b).max())
+      ),
+      jax.device_get(got[1]),
+      jax.device_get(wanted[1]),
+    )
+
+
+if __name__ == "__main__":
+  absltest.main()

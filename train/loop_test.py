@@ -1,0 +1,100 @@
+"""A whole run in one process: what it leaves in its workdir."""
+
+import dataclasses
+import json
+import pathlib
+
+from absl.testing import absltest
+from absl.testing import parameterized
+
+from model import checkpoint
+from train import fixtures
+from train import loop
+from train import metrics
+from train import step
+
+
+class LoopTest(parameterized.TestCase):
+  def setUp(self):
+    super().setUp()
+    self.root = pathlib.Path(self.create_tempdir().full_path)
+    self.workdir = self.root / "workdir"
+
+  def _text_run(self, **settings):
+    run = fixtures.text_config(self.root / "data", **settings)
+    prompts = ("In the beginning", "문장의")
+    return dataclasses.replace(
+      run, eval=dataclasses.replace(run.eval, prompts=prompts)
+    )
+
+  def test_leaves_everything_a_user_wants(self):
+    run = self._text_run(steps=9)
+    result = loop.run(run, self.workdir)
+    self.assertEqual((result.step, result.stopped_by), (9, 0))
+    self.assertCountEqual(result.held_out, ["a", "b", "blend"])
+
+    records = metrics.read(self.workdir)
+    at = {}
+    for record in records:
+      at.setdefault(record["kind"], []).append(record["step"])
+    self.assertEqual(at["train"], [2, 4, 6, 8, 9])
+    self.assertEqual(at["eval/blend"], [4, 8, 9])
+    self.assertEqual(at["sample/1"], [4, 8, 9])
+    samples = [r["text"] for r in records if r["kind"] == "sample/1"]
+    self.assertTrue(all(text.startswith("문장의") for text in samples))
+
+    self.assertTrue((self.workdir / "loss.png").exists())
+    self.assertNotEmpty(list((self.workdir / "tensorboard").iterdir()))
+    saved = json.loads((self.workdir / "config.json").read_text())
+    self.assertEqual(saved["run"]["steps"], 9)
+    # Every 2 steps and at the end.
+    self.assertEqual(
+      checkpoint.steps(self.workdir / "checkpoints"), [2, 4, 6, 8, 9]
+    )
+
+  def test_learns(self):
+    run = self._text_run(steps=60)
+    result = loop.run(run, self.workdir)
+    first = next(
+      r for r in metrics.read(self.workdir) if r["kind"] == "eval/blend"
+    )
+    self.assertLess(
+      result.held_out["blend"].nats_per_token, first["nats_per_token"] - 0.5
+    )
+
+  def test_resumed_run_equals_an_unbroken_one(self):
+    # The killed-process version, with a control, is resume_test.
+    run = self._text_run(steps=8)
+    loop.run(run, self.workdir)
+    broken = self.root / "broken"
+    # The same schedule: it is constant, so a shorter run is a prefix.
+    loop.run(fixtures.with_steps(run, 4), broken)
+    loop.run(run, broken, allow_config_changes=True)
+
+    def digests(workdir):
+      path = workdir / "checkpoints" / "8" / "meta" / "digests.json"
+      return json.loads(path.read_text())
+
+    self.assertEqual(digests(self.workdir), digests(broken))
+
+  def test_synthetic_data_has_no_baselines(self):
+    result = loop.run(fixtures.run_config(steps=3), self.workdir)
+    self.assertIn("synthetic", result.held_out)
+
+  def test_vocabulary_must_cover_the_data(self):
+    run = self._text_run()
+    small = dataclasses.replace(run, model=fixtures.model(vocab_size=256))
+    with self.assertRaisesRegex(ValueError, "model.vocab_size=256.* 300"):
+      loop.run(small, self.workdir)
+    self.assertFalse(self.workdir.exists())
+
+  def test_z_loss_is_reported(self):
+    run = fixtures.run_config(steps=2, loss=step.LossConfig(z_loss_weight=1e-3))
+    loop.run(run, self.workdir)
+    record = next(r for r in metrics.read(self.workdir) if r["kind"] == "train")
+    # The initial log-normaliser is about log V = 5.7.
+    self.assertBetween(record["z_loss"], 20, 40)
+
+
+if __name__ == "__main__":
+  absltest.main()
