@@ -54,8 +54,9 @@ class Attention(nnx.Module):
     positions: Int[Array, "B T"],
     segment_ids: Int[Array, "B T"],
   ) -> Float[Array, "B T D"]:
-    """Attention over norm(x), each token to itself and those before it in its
-    segment; the norm is applied here, where it is recomputed.
+    """Attention over norm(x), within segments and never to later tokens.
+
+    The norm is applied here, where it is recomputed.
     """
     freq = rope.frequencies(self.config.rope, self.config.head_dim)
     cos, sin = rope.angles(positions, freq)

@@ -28,10 +28,11 @@ def _check_positive(config, *names: str) -> None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Llama3Scaling:
-  """Llama 3.1's frequency scaling of RoPE (Llama 3 paper; HF `rope_type`
-  "llama3"): wavelengths longer than the original context over
-  `low_freq_factor` are stretched by `factor`, those shorter than it over
-  `high_freq_factor` are kept, and those between are blended.
+  """Llama 3.1's frequency scaling of RoPE (HF `rope_type` "llama3").
+
+  Wavelengths longer than the original context over `low_freq_factor` are
+  stretched by `factor`, those shorter than it over `high_freq_factor` are kept,
+  and those between are blended.
   """
 
   factor: float

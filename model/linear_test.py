@@ -25,9 +25,8 @@ def plain(spec, x, weight):
 
 def operands(spec, dtype, param_dtype):
   rng = np.random.default_rng(0)
-  for dims, kind in zip(
-    spec.replace("->", ",").split(","), (dtype, param_dtype, dtype)
-  ):
+  all_dims = spec.replace("->", ",").split(",")
+  for dims, kind in zip(all_dims, (dtype, param_dtype, dtype), strict=True):
     yield jnp.asarray(rng.normal(size=[_SIZES[d] for d in dims]), kind)
 
 

@@ -117,7 +117,7 @@ def param_shardings(params: Any, mesh: jax.sharding.Mesh) -> Any:
     if not _is_param_name(name):
       return jax.sharding.NamedSharding(mesh, P())
     spec = param_spec(name, leaf.ndim)
-    for size, axis in zip(leaf.shape, spec):
+    for size, axis in zip(leaf.shape, spec, strict=False):
       if axis is not None and size % mesh.shape[axis]:
         raise ValueError(
           f"mesh.{axis}={mesh.shape[axis]} does not divide a dim of size "

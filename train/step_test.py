@@ -3,6 +3,7 @@
 from absl.testing import absltest
 from absl.testing import parameterized
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from model import sharding
@@ -119,7 +120,7 @@ class StepTest(parameterized.TestCase):
     run = fixtures.run_config()
     graphdef, _ = transformer.abstract(run.model, run.execution)
     params = transformer.init(run.model, run.execution, seed=0)
-    batch = _batch()
+    batch = jax.tree.map(jnp.asarray, _batch())
 
     def grads(batch):
       return step_lib.gradients(
@@ -139,7 +140,7 @@ class StepTest(parameterized.TestCase):
     params = transformer.init(run.model, run.execution, seed=0)
     # Larger weights than the initial ones, so that no gradient is negligible.
     params = jax.tree.map(lambda x: 3 * x, params)
-    batch = _batch()
+    batch = jax.tree.map(jnp.asarray, _batch())
     grads, sums = step_lib.gradients(
       params, batch, graphdef=graphdef, config=run.loss, accumulation=1
     )
@@ -156,13 +157,14 @@ class StepTest(parameterized.TestCase):
       # keeps float32 rounding of the loss (1e-6) small beside it.
       norm = float(np.sqrt(np.sum(np.square(grad))))
       step = 2e-3 / norm
-      moved = [jax.tree.map(lambda x: x, params) for _ in range(2)]
       leaves, tree = jax.tree.flatten(params)
-      for sign, k in ((1, 0), (-1, 1)):
+
+      def moved(distance, index=index, grad=grad, leaves=leaves, tree=tree):
         changed = list(leaves)
-        changed[index] = leaves[index] + sign * step * grad
-        moved[k] = jax.tree.unflatten(tree, changed)
-      slope = (mean_loss(moved[0]) - mean_loss(moved[1])) / (2 * step)
+        changed[index] += distance * grad
+        return mean_loss(jax.tree.unflatten(tree, changed))
+
+      slope = (moved(step) - moved(-step)) / (2 * step)
       with self.subTest(jax.tree_util.keystr(path)):
         np.testing.assert_allclose(slope, norm**2, rtol=0.02)
 
