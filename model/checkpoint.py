@@ -8,11 +8,13 @@ into place when complete:
   <step>/meta/        config.json, data.json, digests.json, tokenizer/
 
 Orbax does not notice a flipped bit in an array, so every array has a digest of
-its own. It is computed on the devices and is a sum, so that it is the same for
-any mesh and any sharding, and it is checked on every load.
+its own, and so has every file in meta/. An array's is computed on the devices
+and is a sum, so that it is the same for any mesh and any sharding. They are
+checked on every load.
 """
 
 import dataclasses
+import hashlib
 import json
 import pathlib
 from typing import Any
@@ -30,6 +32,11 @@ CONFIG_FILE = "config.json"
 DATA_FILE = "data.json"
 DIGESTS_FILE = "digests.json"
 TOKENIZER_FOLDER = "tokenizer"
+
+_REMEDY = (
+  "The files were damaged after they were saved; restore them from a copy, or "
+  "use an earlier step."
+)
 
 
 class CorruptCheckpointError(Exception):
@@ -90,6 +97,74 @@ class RestoreFiles(ocp.args.CheckpointArgs):
   """Asks for all files of the item."""
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Meta:
+  """The `meta` item of a checkpoint, verified.
+
+  Attributes:
+    files: Content by path relative to the item, digests.json left out.
+    array_digests: Dotted name -> digest of each array of the checkpoint.
+  """
+
+  files: dict[str, bytes]
+  array_digests: dict[str, str]
+
+  def json(self, name: str) -> Any:
+    """The content of a JSON file."""
+    return json.loads(self.files[name])
+
+
+def pack_meta(
+  values: dict[str, Any], *, arrays: Any, tokenizer: dict[str, bytes]
+) -> SaveFiles:
+  """The `meta` item to save with a checkpoint.
+
+  Args:
+    values: JSON-able content by file name.
+    arrays: All arrays of the checkpoint, for their digests.
+    tokenizer: The tokenizer's files by name; empty if there is none.
+  """
+  files = {name: _to_json(value) for name, value in values.items()}
+  for name, content in tokenizer.items():
+    files[f"{TOKENIZER_FOLDER}/{name}"] = content
+  sums = {
+    "arrays": digests(arrays),
+    "files": {name: _sha256(content) for name, content in files.items()},
+  }
+  return SaveFiles(files | {DIGESTS_FILE: _to_json(sums)})
+
+
+def read_meta(folder: pathlib.Path) -> Meta:
+  """Reads and verifies the `meta` item of a step directory.
+
+  Raises:
+    CorruptCheckpointError: A file is missing, unreadable or changed.
+  """
+  meta = folder / "meta"
+  try:
+    sums = json.loads((meta / DIGESTS_FILE).read_bytes())
+    files = {name: (meta / name).read_bytes() for name in sums["files"]}
+    array_digests = dict(sums["arrays"])
+  except (OSError, ValueError, KeyError, TypeError) as error:
+    raise CorruptCheckpointError(
+      f"{meta} cannot be read: {error}. {_REMEDY}"
+    ) from error
+  for name, content in files.items():
+    if _sha256(content) != sums["files"][name]:
+      raise CorruptCheckpointError(
+        f"{meta / name} is not as it was written (digests differ). {_REMEDY}"
+      )
+  return Meta(files=files, array_digests=array_digests)
+
+
+def _to_json(value: Any) -> bytes:
+  return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _sha256(content: bytes) -> str:
+  return hashlib.sha256(content).hexdigest()
+
+
 def digests(tree: Any) -> dict[str, str]:
   """Dotted name -> 64-bit digest of each array's bits, as hex.
 
@@ -115,9 +190,7 @@ def check_digests(tree: Any, expected: dict[str, str], *, where: str) -> None:
   if wrong:
     raise CorruptCheckpointError(
       f"{where}: {len(wrong)} of {len(actual)} arrays are not as they were "
-      f"written (digests differ), the first is {wrong[0]}. The files were "
-      "damaged after they were saved; restore them from a copy, or use an "
-      "earlier step."
+      f"written (digests differ), the first is {wrong[0]}. {_REMEDY}"
     )
 
 
@@ -195,13 +268,8 @@ def load(path: pathlib.Path, mesh: jax.sharding.Mesh) -> Bundle:
       f"--checkpoint={path} is a step directory called {folder.name!r}; its "
       "name must be its step, such as 1000: rename it."
     )
-  try:
-    saved = json.loads((folder / "meta" / CONFIG_FILE).read_text())
-    expected = json.loads((folder / "meta" / DIGESTS_FILE).read_text())
-  except (OSError, ValueError) as error:
-    raise CorruptCheckpointError(
-      f"{folder} has no readable meta/{CONFIG_FILE} or {DIGESTS_FILE}: {error}"
-    ) from error
+  meta = read_meta(folder)
+  saved = meta.json(CONFIG_FILE)
   config = schema.from_dict(
     model_config.ModelConfig, saved["model"], path="model"
   )
@@ -219,7 +287,7 @@ def load(path: pathlib.Path, mesh: jax.sharding.Mesh) -> Bundle:
     raise CorruptCheckpointError(
       f"{folder}/params cannot be read: {error}"
     ) from error
-  check_digests({"params": params}, expected, where=str(folder))
+  check_digests({"params": params}, meta.array_digests, where=str(folder))
   tokenizer = folder / "meta" / TOKENIZER_FOLDER
   return Bundle(
     config=config,

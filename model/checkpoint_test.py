@@ -43,17 +43,18 @@ def random_bits(rng, dtype, shape):
   return np.frombuffer(rng.bytes(size), jnp.dtype(dtype)).reshape(shape)
 
 
-def save(folder, params):
+def save(folder, params, *, tokenizer=None):
   """A checkpoint as the trainer writes it, without an optimizer."""
-  meta = {
-    checkpoint.CONFIG_FILE: {
-      "model": schema.to_dict(_CONFIG),
-      "execution": schema.to_dict(_EXECUTION),
+  meta = checkpoint.pack_meta(
+    {
+      checkpoint.CONFIG_FILE: {
+        "model": schema.to_dict(_CONFIG),
+        "execution": schema.to_dict(_EXECUTION),
+      }
     },
-    checkpoint.DIGESTS_FILE: checkpoint.digests({"params": params}),
-  }
-  files = {name: json.dumps(value).encode() for name, value in meta.items()}
-  files["tokenizer/tokenizer.json"] = b"{}"
+    arrays={"params": params},
+    tokenizer=tokenizer or {},
+  )
   handlers = {
     "params": ocp.StandardCheckpointHandler(),
     "meta": checkpoint.FilesHandler(),
@@ -63,7 +64,7 @@ def save(folder, params):
       7,
       args=ocp.args.Composite(
         params=ocp.args.StandardSave(params),
-        meta=checkpoint.SaveFiles(files),
+        meta=meta,
       ),
     )
   return folder / "7"
@@ -177,7 +178,11 @@ class LoadTest(parameterized.TestCase):
     cls.params = jax.device_put(params, shardings)
     cls.master = pathlib.Path(absltest.get_default_test_tmpdir()) / "master"
     shutil.rmtree(cls.master, ignore_errors=True)
-    save(cls.master / "checkpoints", cls.params)
+    save(
+      cls.master / "checkpoints",
+      cls.params,
+      tokenizer={"tokenizer.json": b"{}"},
+    )
 
   def setUp(self):
     super().setUp()
@@ -210,8 +215,9 @@ class LoadTest(parameterized.TestCase):
     self.assertEqual(checkpoint.load(link, mesh()).step, 7)
 
   def test_without_tokenizer(self):
-    shutil.rmtree(self.step / "meta" / "tokenizer")
-    self.assertIsNone(checkpoint.load(self.step, mesh()).tokenizer)
+    folder = pathlib.Path(self.create_tempdir().full_path)
+    step = save(folder, self.params)
+    self.assertIsNone(checkpoint.load(step, mesh()).tokenizer)
 
   def test_flipped_bits(self):
     target = jax.tree.map(
@@ -248,7 +254,8 @@ class LoadTest(parameterized.TestCase):
     path = self.step / "meta" / checkpoint.DIGESTS_FILE
     saved = json.loads(path.read_text())
     name = "params.group_0.block_0.mixer.q_DNH"
-    saved[name] = f"{int(saved[name], 16) ^ 1:016x}"
+    arrays = saved["arrays"]
+    arrays[name] = f"{int(arrays[name], 16) ^ 1:016x}"
     path.write_text(json.dumps(saved))
     with self.assertRaisesRegex(
       checkpoint.CorruptCheckpointError,
@@ -256,18 +263,20 @@ class LoadTest(parameterized.TestCase):
     ):
       checkpoint.load(self.step, mesh())
 
-  @parameterized.parameters(checkpoint.CONFIG_FILE, checkpoint.DIGESTS_FILE)
-  def test_unreadable_meta(self, name):
+  @parameterized.parameters(
+    "digests.json", "config.json", "tokenizer/tokenizer.json"
+  )
+  def test_damaged_meta(self, name):
     path = self.step / "meta" / name
-    for content in (b"{", b"\xff\xfe"):
+    for content in (b"", b"{", b"[]", b"\xff\xfe"):
       path.write_bytes(content)
       with self.assertRaisesRegex(
-        checkpoint.CorruptCheckpointError, "has no readable meta/config.json"
+        checkpoint.CorruptCheckpointError, "cannot be read|not as it was wri"
       ):
         checkpoint.load(self.step, mesh())
     path.unlink()
     with self.assertRaisesRegex(
-      checkpoint.CorruptCheckpointError, f"(?s)has no readable meta.*{name}"
+      checkpoint.CorruptCheckpointError, f"(?s)cannot be read.*{name}"
     ):
       checkpoint.load(self.step, mesh())
 

@@ -189,6 +189,7 @@ def dense(
   rope: RopeConfig = RopeConfig(),
   norm_eps: float = 1e-5,
   max_seq_len: int = 8192,
+  init_std: float = 0.02,
 ) -> ModelConfig:
   """A dense model of equal blocks: what Llama and Kanana-1.5 are."""
   block = BlockConfig(
@@ -208,4 +209,5 @@ def dense(
     tie_embeddings=tie_embeddings,
     norm_eps=norm_eps,
     max_seq_len=max_seq_len,
+    init_std=init_std,
   )

@@ -1,3 +1,5 @@
+from typing import Any
+
 from absl.testing import absltest
 from absl.testing import parameterized
 
@@ -9,7 +11,7 @@ _BLOCK = config.BlockConfig(
   feed_forward=config.MlpConfig(dim=16),
 )
 _GROUP = {"pattern": (_BLOCK,), "repeats": 2}
-_MODEL = {
+_MODEL: dict[str, Any] = {
   "name": "test",
   "vocab_size": 11,
   "dim": 8,

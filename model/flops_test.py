@@ -1,3 +1,5 @@
+from typing import Any
+
 from absl.testing import absltest
 from absl.testing import parameterized
 import jax
@@ -10,7 +12,7 @@ from model.presets import kanana
 
 
 def dense(**overrides):
-  shape = {
+  shape: dict[str, Any] = {
     "name": "test",
     "vocab_size": 32_000,
     "dim": 512,
@@ -69,7 +71,9 @@ class FlopsTest(parameterized.TestCase):
       return model.logits(model(tokens))
 
     tokens = jax.ShapeDtypeStruct((2, seq_len), jnp.int32)
-    analysis = jax.jit(forward).lower(shapes, tokens).compile().cost_analysis()
+    analysis: Any = (
+      jax.jit(forward).lower(shapes, tokens).compile().cost_analysis()
+    )
     needed = flops.forward_per_token(config, seq_len=seq_len)
     unneeded = 2 * seq_len * 4 * 64
     self.assertAlmostEqual(

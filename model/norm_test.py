@@ -83,7 +83,7 @@ class NormTest(parameterized.TestCase):
     module = norm.RmsNorm(24, eps=1e-5, param_dtype="bfloat16")
     self.assertEqual(module.scale_D[...].dtype, jnp.bfloat16)
     np.testing.assert_array_equal(
-      module(self.x), norm.rms_norm(self.x, jnp.ones(24), 1e-5)
+      module(jnp.asarray(self.x)), norm.rms_norm(self.x, jnp.ones(24), 1e-5)
     )
 
 

@@ -36,7 +36,8 @@ def from_dict[T](cls: type[T], mapping: Mapping[str, Any], *, path: str) -> T:
       f"{path}={mapping!r} must be a mapping with the fields of {cls.__name__}."
     )
   hints = typing.get_type_hints(cls)
-  fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
+  dataclass: Any = cls
+  fields = {f.name: f for f in dataclasses.fields(dataclass) if f.init}
   for key in mapping:
     if key not in fields:
       close = difflib.get_close_matches(key, fields, n=1)

@@ -68,9 +68,10 @@ def find(params, name):
   """Our parameter that holds a Hugging Face tensor, and its layer or None."""
   match = re.fullmatch(r"model\.layers\.(\d+)\.(.*)\.weight", name)
   layer = int(match[1]) if match else None
-  ours = _NAMES[name] if layer is None else _LAYER_NAMES[match[2]]
-  if layer is not None:
-    ours = f"group_0.block_0.{ours}"
+  if match:
+    ours = f"group_0.block_0.{_LAYER_NAMES[match[2]]}"
+  else:
+    ours = _NAMES[name]
   *folders, leaf = ours.split(".")
   for folder in folders:
     params = params[folder]

@@ -5,6 +5,7 @@ import functools
 import os
 import sys
 import tempfile
+from typing import Any
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -54,7 +55,7 @@ def captured_stderr():
       lines += file.read().decode(errors="replace").splitlines()
 
 
-def execution(remat="none"):
+def execution(remat: Any = "none"):
   return model_config.ExecutionConfig(compute_dtype="float32", remat=remat)
 
 

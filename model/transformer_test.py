@@ -1,3 +1,5 @@
+from typing import Any
+
 from absl.testing import absltest
 from absl.testing import parameterized
 import jax
@@ -41,9 +43,8 @@ def two_groups(*, tie_embeddings=False):
 
 
 def execution(**overrides):
-  return model_config.ExecutionConfig(
-    **{"compute_dtype": "float32"} | overrides
-  )
+  settings: dict[str, Any] = {"compute_dtype": "float32"}
+  return model_config.ExecutionConfig(**settings | overrides)
 
 
 def make_batch(config):
@@ -167,12 +168,13 @@ class TransformerTest(parameterized.TestCase):
   def test_equals_the_reference(self, tie_embeddings, attention):
     config = two_groups(tie_embeddings=tie_embeddings)
     params, batch = make_params(config), make_batch(config)
+    inputs = jax.tree.map(jnp.asarray, batch)
     graphdef, _ = transformer.abstract(config, execution(attention=attention))
 
     @jax.jit
     def logits(params):
       model = transformer.bind(graphdef, params)
-      return model.logits(model(**batch))
+      return model.logits(model(**inputs))
 
     wanted = reference_logits(config, to_float64(params), batch)
     np.testing.assert_allclose(logits(params), wanted, rtol=1e-4, atol=2e-5)

@@ -6,7 +6,6 @@ is taken.
 """
 
 import dataclasses
-import json
 import pathlib
 from typing import Any
 
@@ -51,7 +50,7 @@ class Checkpoints:
     self.folder = workdir.absolute() / "checkpoints"
     self._config = config
     self._allow_changes = allow_changes
-    self._tokenizer_files = _read_folder(tokenizer)
+    self._tokenizer = _read_folder(tokenizer)
     self._manager = ocp.CheckpointManager(
       self.folder,
       item_handlers={
@@ -81,21 +80,20 @@ class Checkpoints:
     if step in self._manager.all_steps():
       return
     items = _items(state)
-    files = {
-      model_checkpoint.CONFIG_FILE: schema.to_dict(self._config),
-      model_checkpoint.DATA_FILE: data,
-      model_checkpoint.DIGESTS_FILE: model_checkpoint.digests(items),
-    }
-    meta = {
-      name: (json.dumps(value, indent=2) + "\n").encode()
-      for name, value in files.items()
-    }
+    meta = model_checkpoint.pack_meta(
+      {
+        model_checkpoint.CONFIG_FILE: schema.to_dict(self._config),
+        model_checkpoint.DATA_FILE: data,
+      },
+      arrays=items,
+      tokenizer=self._tokenizer,
+    )
     self._manager.save(
       step,
       args=ocp.args.Composite(
         params=ocp.args.StandardSave(items["params"]),
         optimizer=ocp.args.StandardSave(items["optimizer"]),
-        meta=model_checkpoint.SaveFiles(meta | self._tokenizer_files),
+        meta=meta,
       ),
     )
 
@@ -115,9 +113,9 @@ class Checkpoints:
     steps = model_checkpoint.steps(self.folder)
     for step in reversed(steps):
       try:
-        files = self._read_meta(step)
-        self._check_same_run(files)
-        return self._restore(step, files, shapes, shardings)
+        meta = model_checkpoint.read_meta(self.folder / str(step))
+        self._check_same_run(meta)
+        return self._restore(step, meta, shapes, shardings)
       except model_checkpoint.CorruptCheckpointError as error:
         aside = self._set_aside(step)
         logging.error("%s Moved to %s.", error, aside)
@@ -139,30 +137,8 @@ class Checkpoints:
     self.wait()
     self._manager.close()
 
-  def _read_meta(self, step: int) -> dict[str, bytes]:
-    files = {}
-    for name in (
-      model_checkpoint.CONFIG_FILE,
-      model_checkpoint.DATA_FILE,
-      model_checkpoint.DIGESTS_FILE,
-    ):
-      path = self.folder / str(step) / "meta" / name
-      try:
-        files[name] = path.read_bytes()
-        json.loads(files[name])
-      except (OSError, ValueError) as error:
-        raise model_checkpoint.CorruptCheckpointError(
-          f"{path} cannot be read: {error}."
-        ) from error
-    tokenizer = _read_folder(
-      self.folder / str(step) / "meta" / model_checkpoint.TOKENIZER_FOLDER
-    )
-    return files | tokenizer
-
-  def _check_same_run(self, files: dict[str, bytes]) -> None:
-    saved = config_lib.from_saved(
-      json.loads(files[model_checkpoint.CONFIG_FILE])
-    )
+  def _check_same_run(self, meta: model_checkpoint.Meta) -> None:
+    saved = config_lib.from_saved(meta.json(model_checkpoint.CONFIG_FILE))
     differ = config_lib.changes(saved, self._config)
     shown = "; ".join(f"{k}: {a!r} -> {b!r}" for k, (a, b) in differ.items())
     shapes_differ = any(key.startswith("model.") for key in differ)
@@ -179,15 +155,16 @@ class Checkpoints:
       )
     if differ:
       logging.warning("Going on with changed settings: %s", shown)
-    for name, content in self._tokenizer_files.items():
-      if name.endswith("tokenizer.json") and files.get(name) != content:
+    for name, content in self._tokenizer.items():
+      stored = meta.files.get(f"{model_checkpoint.TOKENIZER_FOLDER}/{name}")
+      if name == "tokenizer.json" and stored != content:
         raise ValueError(
           f"data.tokenizer is not the tokenizer of the checkpoint in "
           f"{self.folder}: {name} differs, so token ids have another meaning. "
           "Use the tokenizer that is stored there, or another --workdir."
         )
 
-  def _restore(self, step, files, shapes, shardings) -> Restored:
+  def _restore(self, step, meta, shapes, shardings) -> Restored:
     target = sharding.with_shardings(_items(shapes), _items(shardings))
     where = str(self.folder / str(step))
     try:
@@ -203,19 +180,13 @@ class Checkpoints:
         f"{where} cannot be read: {error}"
       ) from error
     restored = {"params": items["params"], "optimizer": items["optimizer"]}
-    model_checkpoint.check_digests(
-      restored,
-      json.loads(files[model_checkpoint.DIGESTS_FILE]),
-      where=where,
-    )
+    model_checkpoint.check_digests(restored, meta.array_digests, where=where)
     state = step_lib.TrainState(
       step=restored["optimizer"]["step"],
       params=restored["params"],
       optimizer=restored["optimizer"]["state"],
     )
-    return Restored(
-      state=state, data=json.loads(files[model_checkpoint.DATA_FILE])
-    )
+    return Restored(state=state, data=meta.json(model_checkpoint.DATA_FILE))
 
   def _set_aside(self, step: int) -> pathlib.Path:
     """Moves a damaged checkpoint out of the way, keeping it."""
@@ -240,11 +211,11 @@ def _items(state: step_lib.TrainState) -> dict[str, Any]:
 
 
 def _read_folder(folder: pathlib.Path | None) -> dict[str, bytes]:
-  """Files of a tokenizer folder, by their names inside a checkpoint."""
+  """Files of a folder, by name."""
   if folder is None or not folder.is_dir():
     return {}
   return {
-    f"{model_checkpoint.TOKENIZER_FOLDER}/{path.name}": path.read_bytes()
+    path.name: path.read_bytes()
     for path in sorted(folder.iterdir())
     if path.is_file()
   }

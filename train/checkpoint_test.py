@@ -135,7 +135,7 @@ class CheckpointTest(absltest.TestCase):
     path = self.workdir / "checkpoints" / "6" / "meta" / "digests.json"
     digests = json.loads(path.read_text())
     name = "params.embed_VD"
-    digests[name] = digests[name][::-1]
+    digests["arrays"][name] = digests["arrays"][name][::-1]
     path.write_text(json.dumps(digests))
     with self.assertLogs(level="ERROR") as logs:
       self._assert_is(self._restore(), 1)

@@ -8,6 +8,7 @@ a user gives are meant relative to that.
 from collections.abc import Callable
 import logging as python_logging
 import os
+import re
 import sys
 from typing import NoReturn
 
@@ -65,17 +66,17 @@ def _parse(argv: list[str]) -> list[str]:
 
 def _unknown_setting(argv: list[str], reason: str) -> str:
   """Which override is meant by ml_collections' "'key' Did you mean ..."."""
-  key = reason.partition("\n")[0].strip("'\" ")
+  key, *_ = re.findall(r"\w+", reason) or [""]
+  suggestion = re.search(r'Did you mean "(\w+)"', reason)
   culprits = [
     argument
     for argument in argv
     if argument.lstrip("-").startswith("config.")
-    and key in argument.partition("=")[0].split(".")
+    and key in re.findall(r"\w+", argument.partition("=")[0])
   ]
+  hint = f"; did you mean {suggestion[1]}?" if suggestion else "."
   shown = " ".join(culprits) or "A --config.* flag"
-  return f"{shown} overrides a setting that is not there: " + " ".join(
-    reason.split()
-  )
+  return f"{shown}: there is no setting {key!r}{hint}"
 
 
 def read_config(

@@ -64,8 +64,8 @@ class MainTest(parameterized.TestCase):
     self.assertTrue((self.workdir / "checkpoints" / "2").is_dir())
 
   @parameterized.named_parameters(
-    ("unknown_section", "--config.modle.dim=3", "config.modle"),
-    ("unknown_key", "--config.run.stpes=3", "config.run.stpes"),
+    ("unknown_section", "--config.modle.dim=3", "modle.dim=3: .*mean model"),
+    ("unknown_key", "--config.run.stpes=3", "run.stpes=3: .*mean steps"),
     ("wrong_type", "--config.run.steps=many", "config.run.steps.*many"),
     ("float_for_int", "--config.run.steps=1.5", "config.run.steps.*1.5"),
     ("bad_value", "--config.run.steps=0", "run.steps=0 must be at least 1"),

@@ -15,7 +15,7 @@ from model.presets import small
 from train import config
 from train import schedule
 
-_STEPS = 300
+_STEPS = 500
 
 
 def get_config():
@@ -28,12 +28,12 @@ def get_config():
         kind=data_config.Kind.RECIPE, recipe="quickstart"
       ),
       schedule=schedule.ScheduleConfig(
-        kind="wsd", peak=3e-3, warmup_steps=30, decay_steps=100, final_ratio=0.1
+        kind="wsd", peak=3e-3, warmup_steps=30, decay_steps=150, final_ratio=0.1
       ),
-      run=config.LoopConfig(steps=_STEPS, batch_size=16, seq_len=256),
-      checkpoint=config.CheckpointConfig(every=100, keep=2),
+      run=config.LoopConfig(steps=_STEPS, batch_size=8, seq_len=256),
+      checkpoint=config.CheckpointConfig(every=250, keep=2),
       eval=config.EvalConfig(
-        every=100,
+        every=250,
         max_batches=8,
         prompts=(
           "Returns the list of",
