@@ -77,7 +77,7 @@ class AttentionTest(parameterized.TestCase):
       segment_ids=jnp.asarray(self.segment_ids),
     )
 
-  @parameterized.parameters("reference", "blockwise", "fused", "auto")
+  @parameterized.parameters("reference", "blockwise", "dot_product", "auto")
   def test_equals_the_reference(self, implementation):
     module = make(implementation)
     np.testing.assert_allclose(

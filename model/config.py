@@ -165,14 +165,14 @@ class ExecutionConfig:
     remat: What the backward pass computes again. `none`: no matmul (norms,
       activation functions and attention scores are, being cheaper to redo
       than to store); `full`: every block from its input.
-    attention: Which implementation; `auto` chooses by platform
+    attention: Which implementation; `auto` is `blockwise`
       (kernels/attention.py).
   """
 
   compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"
   param_dtype: Literal["float32", "bfloat16"] = "float32"
   remat: Literal["none", "full"] = "none"
-  attention: Literal["auto", "reference", "blockwise", "fused"] = "auto"
+  attention: Literal["auto", "reference", "blockwise", "dot_product"] = "auto"
 
 
 def dense(

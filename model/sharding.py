@@ -162,6 +162,13 @@ def constrain(x: jax.Array, dims: str) -> jax.Array:
   )
 
 
+def constrain_param(x: jax.Array, name: str) -> jax.Array:
+  """Lays `x`, a parameter's gradient, out as that parameter is."""
+  if jax.sharding.get_abstract_mesh().empty:
+    return x
+  return jax.lax.with_sharding_constraint(x, param_spec(name, x.ndim))
+
+
 def _name(path) -> str:
   """The last dict key on a tree path."""
   keys = [k.key for k in path if isinstance(k, jax.tree_util.DictKey)]

@@ -132,7 +132,7 @@ class TransformerGoldenTest(parameterized.TestCase):
     np.testing.assert_allclose(logits, wanted, rtol=0, atol=_LOGITS_ATOL)
 
   @parameterized.product(
-    case=_CASES, attention=("reference", "blockwise", "fused")
+    case=_CASES, attention=("reference", "blockwise", "dot_product")
   )
   @jax.default_matmul_precision("highest")
   def test_logits(self, case, attention):

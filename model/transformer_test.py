@@ -163,7 +163,8 @@ def to_float64(params):
 
 class TransformerTest(parameterized.TestCase):
   @parameterized.product(
-    tie_embeddings=(False, True), attention=("reference", "blockwise", "fused")
+    tie_embeddings=(False, True),
+    attention=("reference", "blockwise", "dot_product"),
   )
   def test_equals_the_reference(self, tie_embeddings, attention):
     config = two_groups(tie_embeddings=tie_embeddings)

@@ -111,19 +111,25 @@ class Checkpoints:
       CorruptCheckpointError: There are checkpoints, but none is good.
     """
     steps = model_checkpoint.steps(self.folder)
+    damaged = []
     for step in reversed(steps):
       try:
         meta = model_checkpoint.read_meta(self.folder / str(step))
         self._check_same_run(meta)
-        return self._restore(step, meta, shapes, shardings)
+        restored = self._restore(step, meta, shapes, shardings)
       except model_checkpoint.CorruptCheckpointError as error:
-        aside = self._set_aside(step)
-        logging.error("%s Moved to %s.", error, aside)
+        logging.error("%s", error)
+        damaged.append(step)
+        continue
+      # Only now: were none of them good, the fault may lie elsewhere.
+      for bad in damaged:
+        logging.error("Moved step %d to %s.", bad, self._set_aside(bad))
+      return restored
     if steps:
       raise model_checkpoint.CorruptCheckpointError(
-        f"None of the checkpoints {steps} in {self.folder} is good; they were "
-        f"moved to {self.folder}.corrupt. Restore one from a copy, or choose "
-        "another --workdir to start again."
+        f"None of the checkpoints {steps} in {self.folder} can be restored; "
+        "they were left in place. Mend what the messages above say, restore "
+        "one from a copy, or choose another --workdir to start again."
       )
     return None
 
@@ -134,18 +140,20 @@ class Checkpoints:
 
   def close(self) -> None:
     """Waits, and stops the threads that save."""
-    self.wait()
-    self._manager.close()
+    try:
+      self.wait()
+    finally:
+      self._manager.close()
 
   def _check_same_run(self, meta: model_checkpoint.Meta) -> None:
     saved = config_lib.from_saved(meta.json(model_checkpoint.CONFIG_FILE))
     differ = config_lib.changes(saved, self._config)
     shown = "; ".join(f"{k}: {a!r} -> {b!r}" for k, (a, b) in differ.items())
-    shapes_differ = any(key.startswith("model.") for key in differ)
-    if differ and (shapes_differ or not self._allow_changes):
+    fixed = [key for key in differ if key.startswith(config_lib.FIXED)]
+    if differ and (fixed or not self._allow_changes):
       hint = (
-        "choose another --workdir."
-        if shapes_differ
+        f"undo the change of {', '.join(fixed)}, or choose another --workdir."
+        if fixed
         else "undo the change, choose another --workdir, or pass "
         "--allow_config_changes to go on with it."
       )

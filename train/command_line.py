@@ -48,7 +48,12 @@ def resolve_config_path(argument: str) -> str:
 
 def run(main: Callable[[list[str]], None]) -> NoReturn:
   """Runs `main` under absl; a bad config or flag ends in one line, code 1."""
-  argv = [sys.argv[0], *map(resolve_config_path, sys.argv[1:])]
+  arguments = sys.argv[1:]
+  for flag in ("--config", "-config"):
+    if flag in arguments[:-1]:  # `--config PATH` is `--config=PATH`.
+      at = arguments.index(flag)
+      arguments[at : at + 2] = ["=".join(arguments[at : at + 2])]
+  argv = [sys.argv[0], *map(resolve_config_path, arguments)]
   app.run(main, argv=argv, flags_parser=_parse)
 
 
@@ -59,13 +64,16 @@ def _parse(argv: list[str]) -> list[str]:
     fail(error)
   except (KeyError, AttributeError) as error:
     # ml_collections about an override of a setting that is not there.
-    fail(ValueError(_unknown_setting(argv, str(error.args[0]))))
+    message = _unknown_setting(argv, str(error.args[0]))
+    if message is None:  # The experiment file's own mistake: show where.
+      raise
+    fail(ValueError(message))
   except (ValueError, TypeError, OSError) as error:
     fail(error)
 
 
-def _unknown_setting(argv: list[str], reason: str) -> str:
-  """Which override is meant by ml_collections' "'key' Did you mean ..."."""
+def _unknown_setting(argv: list[str], reason: str) -> str | None:
+  """Names the override that ml_collections says "'key' ..." about, if any."""
   key, *_ = re.findall(r"\w+", reason) or [""]
   suggestion = re.search(r'Did you mean "(\w+)"', reason)
   culprits = [
@@ -75,8 +83,9 @@ def _unknown_setting(argv: list[str], reason: str) -> str:
     and key in re.findall(r"\w+", argument.partition("=")[0])
   ]
   hint = f"; did you mean {suggestion[1]}?" if suggestion else "."
-  shown = " ".join(culprits) or "A --config.* flag"
-  return f"{shown}: there is no setting {key!r}{hint}"
+  if not culprits:
+    return None
+  return f"{' '.join(culprits)}: there is no setting {key!r}{hint}"
 
 
 def read_config(

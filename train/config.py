@@ -84,7 +84,8 @@ class EvalConfig:
   Attributes:
     every: Steps between evaluations.
     max_batches: Batches per source in evaluations along the way; unset: all.
-      The one at the end takes all.
+      The one at the end takes all. A batch has run.batch_size /
+      run.accumulation rows: what training holds at a time.
     prompts: Texts to continue.
     sample_tokens: Length of each sample; prompts are cut to the same length.
     temperature: Of sampling; 0 takes the likeliest token.
@@ -126,8 +127,30 @@ class RunConfig:
         f"run.seq_len={self.run.seq_len} exceeds the model's context, "
         f"model.max_seq_len={self.model.max_seq_len}."
       )
+    if self.eval.prompts and self.data.kind is data_config.Kind.SYNTHETIC:
+      raise ValueError(
+        f"eval.prompts={self.eval.prompts!r} cannot be encoded: data.kind is "
+        "synthetic and has no tokenizer; remove the prompts."
+      )
     schedule_lib.make(self.schedule, run_steps=self.run.steps)
 
+
+# Settings that no resumed run can change: its arrays have the shapes and dtypes
+# that these give, or its place in the data means something by them.
+FIXED = (
+  "data.kind",
+  "data.mask_documents",
+  "data.recipe",
+  "data.seed",
+  "data.shuffle",
+  "data.sources",
+  "data.vocab_size",
+  "execution.param_dtype",
+  "model.",
+  "optimizer.decay",
+  "run.batch_size",
+  "run.seq_len",
+)
 
 # Settings that may differ when a run is resumed: they change how it is computed
 # or what is reported, not the function that is trained.
@@ -184,9 +207,15 @@ def changes(old: RunConfig, new: RunConfig) -> dict[str, tuple[Any, Any]]:
   differ = {}
   for key in sorted(flat_old.keys() | flat_new.keys()):
     pair = (flat_old.get(key), flat_new.get(key))
-    if pair[0] != pair[1] and not key.startswith(_MAY_CHANGE):
+    if pair[0] != pair[1] and not _may_change(key):
       differ[key] = pair
   return differ
+
+
+def _may_change(key: str) -> bool:
+  # Where the data lies does not matter: digests say what it is.
+  is_place = key.startswith("data.") and key.endswith(("path", "tokenizer"))
+  return is_place or key.startswith(_MAY_CHANGE)
 
 
 def _absolute(
@@ -195,7 +224,7 @@ def _absolute(
   def absolute(path: str) -> str:
     if not path or "://" in path:
       return path
-    return os.path.join(base_dir, os.path.expanduser(path))
+    return os.path.normpath(os.path.join(base_dir, os.path.expanduser(path)))
 
   return dataclasses.replace(
     data,

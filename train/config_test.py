@@ -119,6 +119,13 @@ class CheckTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, message):
       section(**settings)
 
+  def test_prompts_need_a_tokenizer(self):
+    run = fixtures.run_config()
+    with self.assertRaisesRegex(ValueError, "eval.prompts=.*no tokenizer"):
+      dataclasses.replace(
+        run, eval=dataclasses.replace(run.eval, prompts=("x",))
+      )
+
   def test_a_schedule_must_fit_the_run(self):
     run = fixtures.run_config()
     long = dataclasses.replace(run.schedule, warmup_steps=100)

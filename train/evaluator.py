@@ -118,7 +118,7 @@ class Evaluator:
       self._data,
       source=name,
       seq_len=self._config.run.seq_len,
-      batch_size=self._config.run.batch_size,
+      batch_size=self._config.run.batch_size // self._config.run.accumulation,
       num_batches=num_batches,
       shard_index=jax.process_index(),
       shard_count=jax.process_count(),

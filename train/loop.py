@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import pathlib
+import tempfile
 
 from absl import logging
 import jax
@@ -62,7 +63,7 @@ def run(
   mesh = sharding.make_mesh(config.mesh, jax.devices())
   program_lib.check_batch(config, mesh)
   batches = _train_batches(config, data)
-  _write_config(config, workdir)
+  _make_workdir(workdir)
   with contextlib.ExitStack() as stack:
     stack.callback(batches.close)
     stack.enter_context(jax.set_mesh(mesh))
@@ -84,22 +85,30 @@ def run(
       state, start = restored.state, int(restored.state.step)
       batches.set_state(restored.data)
       logging.info("Going on from step %d in %s.", start, workdir)
+    if start > config.run.steps:
+      raise ValueError(
+        f"run.steps={config.run.steps}, but the run in {workdir} is at step "
+        f"{start}; set run.steps to {start} or more, or choose another "
+        "--workdir."
+      )
+    _write_config(config, workdir)
 
     writer = metrics_lib.Writer(workdir, start_step=start)
     stack.callback(writer.close)
-    progress = _progress(config, writer, start)
     evaluator = evaluator_lib.Evaluator(config, data, program, mesh, writer)
+    progress = _progress(config, writer, start)
     for step in range(start + 1, config.run.steps + 1):
       batch = sharding.put_batch(next(batches), mesh)
       state, metrics = program.train_step(state, batch)
       progress.record(step, metrics)
       last = step == config.run.steps
-      if step % config.checkpoint.every == 0 or last or stop.signal:
+      stopped_by = stop.signal  # Read once: it may change at any moment.
+      if step % config.checkpoint.every == 0 or last or stopped_by:
         paused = progress.pause()
         checkpoints.save(state, batches.get_state())
         progress.resume(paused)
-      if stop.signal:
-        return Result(step=step, stopped_by=stop.signal, held_out={})
+      if stopped_by:
+        return Result(step=step, stopped_by=stopped_by, held_out={})
       if step % config.eval.every == 0 and not last:
         paused = progress.pause()
         evaluator.score(state.params, step, config.eval.max_batches)
@@ -129,25 +138,25 @@ def _check_vocabulary(config, data) -> None:
     )
 
 
-def _write_config(config: config_lib.RunConfig, workdir: pathlib.Path) -> None:
-  """Makes the workdir and keeps the resolved config there for people."""
-  if jax.process_index() != 0:
-    return
+def _make_workdir(workdir: pathlib.Path) -> None:
+  """Makes the workdir, or says why it cannot be written."""
   try:
     workdir.mkdir(parents=True, exist_ok=True)
-    probe = workdir / ".writable"
-    probe.touch()
-    probe.unlink()
+    with tempfile.TemporaryFile(dir=workdir):
+      pass
   except OSError as error:
     raise ValueError(
       f"--workdir={workdir} cannot be written: {error.strerror}. Name a "
       "directory that this user can write to."
     ) from error
+
+
+def _write_config(config: config_lib.RunConfig, workdir: pathlib.Path) -> None:
+  """Keeps the resolved config in the workdir, for people."""
   text = json.dumps(schema.to_dict(config), indent=2, ensure_ascii=False)
-  path = workdir / "config.json"
-  if not path.exists():
-    path.write_text(text + "\n", encoding="utf-8")
   logging.info("Config:\n%s", text)
+  if jax.process_index() == 0:
+    (workdir / "config.json").write_text(text + "\n", encoding="utf-8")
 
 
 def _progress(config, writer, start: int) -> metrics_lib.Progress:

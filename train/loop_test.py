@@ -77,6 +77,15 @@ class LoopTest(parameterized.TestCase):
 
     self.assertEqual(digests(self.workdir), digests(broken))
 
+  def test_fewer_steps_than_made(self):
+    loop.run(fixtures.run_config(steps=4), self.workdir)
+    with self.assertRaisesRegex(ValueError, "run.steps=2, but .* at step 4"):
+      loop.run(
+        fixtures.run_config(steps=2), self.workdir, allow_config_changes=True
+      )
+    saved = json.loads((self.workdir / "config.json").read_text())
+    self.assertEqual(saved["run"]["steps"], 4)
+
   def test_synthetic_data_has_no_baselines(self):
     result = loop.run(fixtures.run_config(steps=3), self.workdir)
     self.assertIn("synthetic", result.held_out)

@@ -176,9 +176,13 @@ def _fused_forward(num_chunks, z_loss_weight, hidden, head, targets, weights):
     d_head += jnp.einsum(
       "BTD,BTV->DV", x, d_logits, preferred_element_type=jnp.float32
     )
-    return (nll, z_loss, d_head), d_x
+    return (nll, z_loss, sharding.constrain_param(d_head, "head_DV")), d_x
 
-  zeros = (0.0, 0.0, jnp.zeros(head.shape, jnp.float32))
+  # Sharded as the head is, or each device would hold all of it.
+  zeros = sharding.constrain_param(
+    jnp.zeros(head.shape, jnp.float32), "head_DV"
+  )
+  zeros = (0.0, 0.0, zeros)
   (nll, z_loss, d_head), d_x = jax.lax.scan(
     chunk, zeros, _split(num_chunks, hidden, targets, weights)
   )

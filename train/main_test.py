@@ -143,7 +143,9 @@ class MainTest(parameterized.TestCase):
     )
     done = self._call("--config.model.dim=64", "--allow_config_changes")
     self._assert_refused(
-      done, "model.dim: 32 -> 64.*another --workdir", workdir_exists=True
+      done,
+      "model.dim: 32 -> 64.*undo the change of model.dim",
+      workdir_exists=True,
     )
     self.assertEqual((self.workdir / "metrics.jsonl").read_bytes(), before)
     done = self._call("--config.run.steps=4", "--allow_config_changes")

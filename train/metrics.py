@@ -15,7 +15,7 @@ METRICS_FILE = "metrics.jsonl"
 
 
 class NonFiniteError(Exception):
-  """Training has diverged: a loss or gradient is NaN or infinite."""
+  """Training has diverged: loss, gradient or parameters are not finite."""
 
 
 class Writer:
@@ -115,17 +115,19 @@ class Progress:
     """Reads the metrics taken last, which waits for their step.
 
     Raises:
-      NonFiniteError: Its loss or its gradient is not finite.
+      NonFiniteError: Its loss, gradient or parameters are not finite.
     """
     if self._pending is None:
       return
     step, metrics = self._pending
     self._pending = None
     values = {k: float(v) for k, v in jax.device_get(metrics).items()}
-    if not math.isfinite(values["loss"] + values["grad_norm"]):
+    checked = ("loss", "grad_norm", "param_norm")
+    if not all(math.isfinite(values[name]) for name in checked):
       raise NonFiniteError(
-        f"Step {step}: loss={values['loss']}, grad_norm="
-        f"{values['grad_norm']}. The state was not saved; the newest "
+        f"Step {step}: "
+        + ", ".join(f"{name}={values[name]}" for name in checked)
+        + ". The state was not saved; the newest "
         "checkpoint is from before. Lower schedule.peak or "
         "optimizer.clip_norm, or look at the data of this step."
       )

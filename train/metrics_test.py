@@ -12,10 +12,11 @@ from tensorboardX.proto import event_pb2
 from train import metrics
 
 
-def _metrics(loss=1.0, grad_norm=1.0):
+def _metrics(loss=1.0, grad_norm=1.0, param_norm=1.0):
   return {
     "loss": jnp.float32(loss),
     "grad_norm": jnp.float32(grad_norm),
+    "param_norm": jnp.float32(param_norm),
     "learning_rate": jnp.float32(0.1),
     "tokens": jnp.float32(100),
   }
@@ -101,7 +102,10 @@ class MetricsTest(parameterized.TestCase):
     self.assertLess(record["step_seconds"], 0)
 
   @parameterized.parameters(
-    {"loss": float("nan")}, {"loss": float("inf")}, {"grad_norm": float("nan")}
+    {"loss": float("nan")},
+    {"loss": float("inf")},
+    {"grad_norm": float("nan")},
+    {"param_norm": float("inf")},
   )
   def test_stops_on_what_is_not_finite(self, **values):
     progress = self._progress()

@@ -9,9 +9,8 @@ import jax
 class StopRequest:
   """Remembers the first SIGTERM or SIGINT; a second one acts at once.
 
-  On several hosts the signal would have to be agreed upon at a step, or the
-  others would wait for ever in their next collective; there, signals keep
-  their usual effect.
+  Several processes would have to agree on the step, or those without a signal
+  would wait for ever in their next collective; there, signals are left alone.
   """
 
   def __init__(self):
@@ -33,4 +32,5 @@ class StopRequest:
     self.signal = number
     name = signal.Signals(number).name
     logging.warning("%s: saving after this step, then stopping.", name)
-    signal.signal(number, self._previous[number])
+    for each, handler in self._previous.items():
+      signal.signal(each, handler)

@@ -49,10 +49,10 @@ class ScheduleConfig:
         f"schedule.decay_steps={self.decay_steps} with schedule.kind="
         f"{self.kind!r}: set it for wsd, and for wsd only."
       )
-    if self.decay_steps is not None and self.decay_steps < 1:
-      raise ValueError(
-        f"schedule.decay_steps={self.decay_steps} must be at least 1."
-      )
+    for name in ("decay_steps", "steps"):
+      value = getattr(self, name)
+      if value is not None and value < 1:
+        raise ValueError(f"schedule.{name}={value} must be at least 1.")
 
 
 def make(config: ScheduleConfig, *, run_steps: int) -> optax.Schedule:
@@ -64,7 +64,7 @@ def make(config: ScheduleConfig, *, run_steps: int) -> optax.Schedule:
   Raises:
     ValueError: Warm-up and decay do not fit into the steps.
   """
-  total = config.steps or run_steps
+  total = run_steps if config.steps is None else config.steps
   decay = config.decay_steps or 0
   if config.warmup_steps + decay > total:
     raise ValueError(

@@ -56,6 +56,7 @@ class ScheduleTest(parameterized.TestCase):
     ({"peak": 1.0, "kind": "wsd"}, "decay_steps=None.*set it for wsd"),
     ({"peak": 1.0, "decay_steps": 3}, "decay_steps=3 with.*'cosine'"),
     ({"peak": 1.0, "warmup_steps": -1}, "warmup_steps=-1"),
+    ({"peak": 1.0, "steps": 0}, "schedule.steps=0"),
   )
   def test_refuses(self, settings, message):
     with self.assertRaisesRegex(ValueError, message):

@@ -126,18 +126,18 @@ def gradients(
     return grad_fn(params, batch)
 
   def add_piece(carry, piece):
-    return jax.tree.map(jnp.add, carry, grad_fn(params, piece)), None
+    # In float32: small pieces would be rounded away in bfloat16.
+    return jax.tree.map(lambda c, g: c + g, carry, grad_fn(params, piece)), None
 
   # Piece a takes every A-th row: rows stay on the device that holds them.
   pieces = jax.tree.map(
     lambda x: x.reshape(-1, accumulation, *x.shape[1:]).swapaxes(0, 1), batch
   )
   first = jax.tree.map(lambda x: x[0], pieces)
-  zeros = jax.tree.map(
-    lambda x: jnp.zeros(x.shape, x.dtype),
-    jax.eval_shape(grad_fn, params, first),
-  )
-  return jax.lax.scan(add_piece, zeros, pieces)[0]
+  shapes = jax.eval_shape(grad_fn, params, first)
+  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), shapes)
+  (grads, sums), _ = jax.lax.scan(add_piece, zeros, pieces)
+  return jax.tree.map(lambda g, p: g.astype(p.dtype), grads, params), sums
 
 
 def make_train_step(

@@ -1,12 +1,13 @@
 """Causal attention inside segments: one interface, several implementations.
 
 `reference` is the definition; the others equal it in value and gradient
-(attention_test.py) and are chosen by platform:
+(attention_test.py):
 
-  blockwise  CPU. One block of queries at a time against only the keys it may
-             see, so the upper triangle is never computed and scores take
-             T/16 of the memory; the backward pass recomputes them.
-  fused      GPU (cuDNN) and TPU, through jax.nn.dot_product_attention.
+  blockwise    One block of queries at a time against only the keys it may see,
+               so the upper triangle is never computed and scores take T/16 of
+               the memory; the backward pass recomputes them. What `auto` means.
+  dot_product  jax.nn.dot_product_attention: XLA's own fusion, all scores at
+               once, kept for the backward pass.
 
 Dims: B batch, T query length, S key length (= T here), N query heads,
 K key/value heads, G = N/K, H head dim.
@@ -38,24 +39,19 @@ def attend(
     k_BSKH: Keys, rotated.
     v_BSKH: Values.
     segment_ids: Tokens attend only within equal ids.
-    implementation: `auto`, `reference`, `blockwise` or `fused`.
+    implementation: `auto`, `reference`, `blockwise` or
+      `dot_product`.
 
   Returns:
     Attention output in the dtype of `q_BTNH`; softmax is in float32.
   """
-  if implementation == "auto":
-    implementation = choose(jax.default_backend())
   function = {
+    "auto": blockwise,
     "reference": reference,
     "blockwise": blockwise,
-    "fused": fused,
+    "dot_product": dot_product,
   }[implementation]
   return function(q_BTNH, k_BSKH, v_BSKH, segment_ids=segment_ids)
-
-
-def choose(platform: str) -> str:
-  """The implementation that `auto` means on a platform."""
-  return "blockwise" if platform == "cpu" else "fused"
 
 
 def _attend_block(q_BTNH, k_BSKH, v_BSKH, q_segments, k_segments, first_row):
@@ -67,10 +63,11 @@ def _attend_block(q_BTNH, k_BSKH, v_BSKH, q_segments, k_segments, first_row):
   )
   scores = jnp.einsum(
     "BTKGH,BSKH->BKGTS",
-    q_BTKGH * head_dim**-0.5,
+    q_BTKGH,
     k_BSKH,
     preferred_element_type=jnp.float32,
   )
+  scores *= head_dim**-0.5
   row = first_row + jnp.arange(num_queries)
   causal = jnp.arange(num_keys)[None, :] <= row[:, None]
   same_segment = q_segments[:, :, None] == k_segments[:, None, :]
@@ -111,8 +108,8 @@ def blockwise(q_BTNH, k_BSKH, v_BSKH, *, segment_ids):
   return jnp.concatenate(outs, axis=1)
 
 
-def fused(q_BTNH, k_BSKH, v_BSKH, *, segment_ids):
-  """The platform's fused kernel, as jax.nn chooses it."""
+def dot_product(q_BTNH, k_BSKH, v_BSKH, *, segment_ids):
+  """jax.nn.dot_product_attention, masked by segment and causally."""
   mask = segment_ids[:, None, :, None] == segment_ids[:, None, None, :]
   return jax.nn.dot_product_attention(
     q_BTNH, k_BSKH, v_BSKH, mask=mask, is_causal=True

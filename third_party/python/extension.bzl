@@ -9,7 +9,7 @@ _VERSION = "3.12"
 
 # Where version managers keep their interpreters, newest patch last.
 _KNOWN_PLACES = """
-for dir in "$HOME"/.pyenv/versions/{v}* \
+for dir in "${{PYENV_ROOT:-$HOME/.pyenv}}"/versions/{v}* \
            "$HOME"/.local/share/uv/python/cpython-{v}* \
            "$HOME"/.local /usr/local /opt/python*{v}* /usr; do
   [ ! -x "$dir/bin/python{v}" ] || echo "$dir/bin/python{v}"
