@@ -182,7 +182,7 @@ class CheckpointTest(absltest.TestCase):
   def test_refuses_another_model_whatever_is_allowed(self):
     self._save_all()
     config = self.config
-    for message, other in {
+    refused: dict[str, dict[str, Any]] = {
       "model.dim: 32 -> 64": {"model": fixtures.model(dim=64)},
       "optimizer.decay: 'matrices' -> 'all'": {
         "optimizer": dataclasses.replace(config.optimizer, decay="all")
@@ -195,7 +195,8 @@ class CheckpointTest(absltest.TestCase):
       "run.batch_size: 8 -> 16": {
         "run": dataclasses.replace(config.run, batch_size=16)
       },
-    }.items():
+    }
+    for message, other in refused.items():
       with self.assertRaisesRegex(ValueError, message + ".*undo the change"):
         self._restore(
           config=dataclasses.replace(config, **other), allow_changes=True
