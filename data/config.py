@@ -40,6 +40,11 @@ class SourceConfig:
   def __post_init__(self):
     if not self.name:
       raise ValueError("data.sources: name is empty; give every source a name")
+    if self.name == "blend":
+      raise ValueError(
+        "data.sources[blend]: the name is taken by the mixture of all sources;"
+        " give the source another one"
+      )
     if not 0 < self.weight < float("inf"):
       raise ValueError(
         f"data.sources[{self.name}].weight is {self.weight}; it must be a"

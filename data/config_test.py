@@ -46,6 +46,7 @@ class ConfigTest(parameterized.TestCase):
 
   @parameterized.parameters(
     ({"name": ""}, "name is empty"),
+    ({"name": "blend"}, "the name is taken by the mixture"),
     ({"name": "a", "weight": 0.0}, "weight is 0.0"),
     ({"name": "a", "weight": -1.0}, "weight is -1.0"),
     ({"name": "a", "weight": float("nan")}, "weight is nan"),

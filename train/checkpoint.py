@@ -65,6 +65,22 @@ class Checkpoints:
       ),
     )
 
+  def check(self) -> None:
+    """Compares this run with the newest readable checkpoint; reads no arrays.
+
+    `restore_latest` does so too: this is for asking before compiling.
+
+    Raises:
+      ValueError: The checkpoint is of another run: a setting differs.
+    """
+    for step in reversed(model_checkpoint.steps(self.folder)):
+      try:
+        meta = model_checkpoint.read_meta(self.folder / str(step))
+      except model_checkpoint.CorruptCheckpointError:
+        continue
+      self._check_same_run(meta)
+      return
+
   def save(self, state: step_lib.TrainState, data: dict[str, Any]) -> None:
     """Starts saving; returns when `state` may be donated to the next step.
 

@@ -173,8 +173,13 @@ class CheckpointTest(absltest.TestCase):
       self.config,
       optimizer=dataclasses.replace(self.config.optimizer, b1=0.5),
     )
-    with self.assertRaisesRegex(ValueError, "optimizer.b1: 0.9 -> 0.5"):
-      self._restore(config=other)
+    for refused in (
+      lambda: self._restore(config=other),
+      lambda: self._open(config=other).check(),
+    ):
+      with self.assertRaisesRegex(ValueError, "optimizer.b1: 0.9 -> 0.5"):
+        refused()
+    self._open().check()
     self._assert_is(self._restore(config=other, allow_changes=True), 2)
     # Refusing is no reason to set a checkpoint aside.
     self.assertFalse((self.workdir / "checkpoints.corrupt").exists())

@@ -87,7 +87,7 @@ class EvalConfig:
       The one at the end takes all. A batch has run.batch_size /
       run.accumulation rows: what training holds at a time.
     prompts: Texts to continue.
-    sample_tokens: Length of each sample; prompts are cut to the same length.
+    sample_tokens: Tokens after the longest prompt; prompts are cut to as many.
     temperature: Of sampling; 0 takes the likeliest token.
   """
 
@@ -131,6 +131,13 @@ class RunConfig:
       raise ValueError(
         f"eval.prompts={self.eval.prompts!r} cannot be encoded: data.kind is "
         "synthetic and has no tokenizer; remove the prompts."
+      )
+    longest = 2 * self.eval.sample_tokens
+    if self.eval.prompts and longest > self.model.max_seq_len:
+      raise ValueError(
+        f"eval.sample_tokens={self.eval.sample_tokens}: a prompt and its sample "
+        f"can be {longest} tokens, more than the model's context, "
+        f"model.max_seq_len={self.model.max_seq_len}; ask for fewer."
       )
     schedule_lib.make(self.schedule, run_steps=self.run.steps)
 

@@ -119,6 +119,13 @@ class CheckTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, message):
       section(**settings)
 
+  def test_samples_must_fit_the_context(self):
+    root = pathlib.Path(self.create_tempdir().full_path)
+    run = fixtures.text_config(root)
+    prompts = config.EvalConfig(prompts=("x",), sample_tokens=33)
+    with self.assertRaisesRegex(ValueError, "sample_tokens=33: .* 66 tokens"):
+      dataclasses.replace(run, eval=prompts)
+
   def test_prompts_need_a_tokenizer(self):
     run = fixtures.run_config()
     with self.assertRaisesRegex(ValueError, "eval.prompts=.*no tokenizer"):

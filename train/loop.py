@@ -75,6 +75,7 @@ def run(
       allow_changes=allow_config_changes,
     )
     stack.callback(checkpoints.close)
+    checkpoints.check()
     program = program_lib.build(config, mesh)
     logging.info("Compiled the step in %.1f s.", program.compile_seconds)
 
