@@ -135,8 +135,8 @@ class RunConfig:
     longest = 2 * self.eval.sample_tokens
     if self.eval.prompts and longest > self.model.max_seq_len:
       raise ValueError(
-        f"eval.sample_tokens={self.eval.sample_tokens}: a prompt and its sample "
-        f"can be {longest} tokens, more than the model's context, "
+        f"eval.sample_tokens={self.eval.sample_tokens}: a prompt and its "
+        f"sample can be {longest} tokens, more than the model's context, "
         f"model.max_seq_len={self.model.max_seq_len}; ask for fewer."
       )
     schedule_lib.make(self.schedule, run_steps=self.run.steps)
