@@ -9,13 +9,18 @@ import functools
 
 from flax import nnx
 import jax
-from jaxtyping import Array, Float, Int
+import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from model import config as model_config
+from model import kv_cache
 from model import linear
+from model import norm as norm_lib
 from model import rope
 from model import sharding
 from model.kernels import attention as kernel
+
+State = dict[str, Float[Array, "B S K H"]]
 
 
 class Attention(nnx.Module):
@@ -28,38 +33,94 @@ class Attention(nnx.Module):
     dim: int,
     init_std: float,
     out_std: float,
+    norm_eps: float,
+    norm_offset: float,
     param_dtype: str,
     implementation: str,
     rngs: nnx.Rngs,
   ):
-    """Args as config; `out_std` initialises the projection back to D."""
+    """Args as config.
+
+    Args:
+      config: The mixer.
+      dim: D.
+      init_std: Of the weights.
+      out_std: Of the projection back to D.
+      norm_eps: Epsilon of the norms of queries and keys.
+      norm_offset: What they add to their scales.
+      param_dtype: Of the parameters.
+      implementation: Of kernels/attention.py.
+      rngs: Randomness.
+    """
     heads, kv_heads = config.num_heads, config.num_kv_heads
     head_dim = config.head_dim
 
-    def normal(std, shape):
+    def normal(std, *shape):
       return nnx.Param(std * jax.random.normal(rngs(), shape, param_dtype))
 
-    self.q_DNH = normal(init_std, (dim, heads, head_dim))
-    self.k_DKH = normal(init_std, (dim, kv_heads, head_dim))
-    self.v_DKH = normal(init_std, (dim, kv_heads, head_dim))
-    self.o_NHD = normal(out_std, (heads, head_dim, dim))
+    def full(value, *shape):
+      return nnx.Param(jnp.full(shape, value, param_dtype))
+
+    self.q_DNH = normal(init_std, dim, heads, head_dim)
+    self.k_DKH = normal(init_std, dim, kv_heads, head_dim)
+    self.v_DKH = normal(init_std, dim, kv_heads, head_dim)
+    self.o_NHD = normal(out_std, heads, head_dim, dim)
+    if config.output_gate:
+      self.gate_DNH = normal(init_std, dim, heads, head_dim)
+    if config.qkv_bias:
+      self.q_bias_NH = full(0.0, heads, head_dim)
+      self.k_bias_KH = full(0.0, kv_heads, head_dim)
+      self.v_bias_KH = full(0.0, kv_heads, head_dim)
+    if config.out_bias:
+      self.o_bias_D = full(0.0, dim)
+    if config.sinks:
+      self.sinks_N = full(0.0, heads)
+    if config.qk_norm == "head":
+      self.q_scale_H = full(1.0 - norm_offset, head_dim)
+      self.k_scale_H = full(1.0 - norm_offset, head_dim)
+    elif config.qk_norm == "projection":
+      self.q_scale_NH = full(1.0 - norm_offset, heads, head_dim)
+      self.k_scale_KH = full(1.0 - norm_offset, kv_heads, head_dim)
     self.config = config
+    self.norm_eps = norm_eps
+    self.norm_offset = norm_offset
     self.implementation = implementation
+
+  def state(self, rows: int, slots: int, dtype: str) -> State:
+    """An empty cache of keys and values."""
+    shape = (rows, slots, self.config.num_kv_heads, self.config.head_dim)
+    return {"k": jnp.zeros(shape, dtype), "v": jnp.zeros(shape, dtype)}
 
   def __call__(
     self,
     x: Float[Array, "B T D"],
     *,
     norm: Callable[[Float[Array, "B T D"]], Float[Array, "B T D"]],
-    positions: Int[Array, "B T"],
-    segment_ids: Int[Array, "B T"],
-  ) -> Float[Array, "B T D"]:
+    span: kv_cache.Span,
+    state: State | None = None,
+  ) -> tuple[Float[Array, "B T D"], State | None]:
     """Attention over norm(x), within segments and never to later tokens.
 
-    The norm is applied here, where it is recomputed.
+    The norm is applied here, where it is recomputed. With a `state` the tokens
+    also see those in the cache; the state with theirs added is returned.
     """
-    freq = rope.frequencies(self.config.rope, self.config.head_dim)
-    cos, sin = rope.angles(positions, freq)
+    config = self.config
+    cos_sin = None
+    if config.rope is not None:
+      cos_sin = rope.angles(
+        config.rope,
+        span.positions,
+        config.head_dim,
+        valid=span.segment_ids > 0,
+      )
+
+    def place(q, k):
+      if config.rope is None or cos_sin is None:
+        return q, k
+      pairing = config.rope.pairing
+      return rope.rotate(q, *cos_sin, pairing), rope.rotate(
+        k, *cos_sin, pairing
+      )
 
     # Keeps x for the backward pass, not also norm(x).
     @functools.partial(jax.checkpoint, prevent_cse=False)
@@ -68,16 +129,63 @@ class Attention(nnx.Module):
       q = linear.project("BTD,DNH->BTNH", normed, self.q_DNH[...])
       k = linear.project("BSD,DKH->BSKH", normed, self.k_DKH[...])
       v = linear.project("BSD,DKH->BSKH", normed, self.v_DKH[...])
-      return rope.rotate(q, cos, sin), rope.rotate(k, cos, sin), v
+      if config.qkv_bias:
+        q += self.q_bias_NH[...].astype(q.dtype)
+        k += self.k_bias_KH[...].astype(k.dtype)
+        v += self.v_bias_KH[...].astype(v.dtype)
+      if config.qk_norm == "none":
+        q, k = place(q, k)
+      if not config.output_gate:
+        return q, k, v, None
+      gate = linear.project("BTD,DNH->BTNH", normed, self.gate_DNH[...])
+      return q, k, v, gate
 
-    q, k, v = project(x)
+    q, k, v, gate = project(x)
+    if config.qk_norm != "none":
+      # Outside: a norm's gradient needs its input, which would have to be
+      # projected again.
+      q, k = place(*self._norm_heads(q, k))
+    k = sharding.constrain(k, "BSKH")
+    v = sharding.constrain(v, "BSKH")
+    if state is not None:
+      state = {
+        "k": kv_cache.write(state["k"], k, span.start),
+        "v": kv_cache.write(state["v"], v, span.start),
+      }
+      k, v = state["k"].astype(q.dtype), state["v"].astype(q.dtype)
     out = kernel.attend(
       sharding.constrain(q, "BTNH"),
-      sharding.constrain(k, "BTKH"),
-      sharding.constrain(v, "BTKH"),
-      segment_ids=segment_ids,
+      k,
+      v,
+      q_segment_ids=span.segment_ids,
+      k_segment_ids=span.key_segment_ids,
+      q_start=span.start,
+      scale=config.scale,
+      window=config.window,
+      softcap=config.softcap,
+      sinks_N=self.sinks_N[...] if config.sinks else None,
       implementation=self.implementation,
     )
     out = sharding.constrain(out, "BTNH")
+    if gate is not None:
+      out *= jax.nn.sigmoid(gate.astype(jnp.float32)).astype(out.dtype)
     out = linear.project("BTNH,NHD->BTD", out, self.o_NHD[...])
-    return sharding.constrain(out, "BTD")
+    if config.out_bias:
+      out += self.o_bias_D[...].astype(out.dtype)
+    return sharding.constrain(out, "BTD"), state
+
+  def _norm_heads(self, q, k):
+    """Queries and keys, normed as `qk_norm` says."""
+
+    def normed(x, scale):
+      flat = x.reshape(*x.shape[:2], -1) if scale.ndim == 2 else x
+      out = norm_lib.rms_norm(
+        flat, scale.reshape(-1), self.norm_eps, self.norm_offset
+      )
+      return out.reshape(x.shape)
+
+    match self.config.qk_norm:
+      case "head":
+        return normed(q, self.q_scale_H[...]), normed(k, self.k_scale_H[...])
+      case _:
+        return normed(q, self.q_scale_NH[...]), normed(k, self.k_scale_KH[...])

@@ -67,10 +67,7 @@ class FilesHandler(ocp.CheckpointHandler):
     """Writes the files; on several hosts, the first one's."""
     if jax.process_index() != 0:
       return
-    for name, content in args.files.items():
-      path = pathlib.Path(directory) / name
-      path.parent.mkdir(parents=True, exist_ok=True)
-      path.write_bytes(content)
+    write_files(pathlib.Path(directory), args.files)
 
   def restore(self, directory, args: "RestoreFiles | None" = None):
     """Reads all files back."""
@@ -124,14 +121,32 @@ def pack_meta(
     arrays: All arrays of the checkpoint, for their digests.
     tokenizer: The tokenizer's files by name; empty if there is none.
   """
+  return SaveFiles(pack_files(values, digests(arrays), tokenizer=tokenizer))
+
+
+def pack_files(
+  values: dict[str, Any],
+  array_digests: dict[str, str],
+  *,
+  tokenizer: dict[str, bytes],
+) -> dict[str, bytes]:
+  """The files of a `meta` item, for arrays whose digests are known."""
   files = {name: _to_json(value) for name, value in values.items()}
   for name, content in tokenizer.items():
     files[f"{TOKENIZER_FOLDER}/{name}"] = content
   sums = {
-    "arrays": digests(arrays),
+    "arrays": array_digests,
     "files": {name: _sha256(content) for name, content in files.items()},
   }
-  return SaveFiles(files | {DIGESTS_FILE: _to_json(sums)})
+  return files | {DIGESTS_FILE: _to_json(sums)}
+
+
+def write_files(folder: pathlib.Path, files: dict[str, bytes]) -> None:
+  """Writes files into `folder`, by their path relative to it."""
+  for name, content in files.items():
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
 
 
 def read_meta(folder: pathlib.Path) -> Meta:
@@ -196,11 +211,18 @@ def check_digests(tree: Any, expected: dict[str, str], *, where: str) -> None:
 
 @jax.jit
 def _digest_all(leaves):
-  return [_digest(leaf) for leaf in leaves]
+  return [digest(leaf) for leaf in leaves]
 
 
-def _digest(x: jax.Array) -> jax.Array:
-  """Two uint32 sums over mixed (bits, index) of each element."""
+def digest(x: jax.Array, first: int | jax.Array = 0) -> jax.Array:
+  """Two uint32 sums over mixed (bits, index) of each element.
+
+  The digest of an array is the sum, modulo 2^32, of its slices' digests.
+
+  Args:
+    x: A slice of an array on its leading dims, or all of it.
+    first: Index, in row-major order, of its first element in the array.
+  """
   if jnp.issubdtype(x.dtype, jnp.floating):
     bits = jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}")
   else:
@@ -210,6 +232,7 @@ def _digest(x: jax.Array) -> jax.Array:
   for axis, size in enumerate(x.shape):
     position = jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
     index = index * jnp.uint32(size % 2**32) + position
+  index += jnp.asarray(first).astype(jnp.uint32)
   mixed = _mix(bits ^ (_mix(index + jnp.uint32(0x9E3779B9))))
   return jnp.stack([jnp.sum(mixed), jnp.sum(_mix(mixed))])
 

@@ -10,23 +10,14 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from model import checkpoint
-from model import config as model_config
+from model import fixtures
 from model import schema
 from model import sharding
 from model import transformer
 
-_EXECUTION = model_config.ExecutionConfig(compute_dtype="float32")
-_CONFIG = model_config.dense(
-  name="test",
-  vocab_size=512,
-  dim=16,
-  num_layers=2,
-  num_heads=4,
-  num_kv_heads=2,
-  head_dim=8,
-  mlp_dim=32,
-  tie_embeddings=False,
-)
+_EXECUTION = fixtures.execution()
+# So many tokens that there is an array which Orbax writes as data.
+_CONFIG = fixtures.config(vocab_size=512)
 
 
 def mesh(**axes):

@@ -1,3 +1,5 @@
+import math
+
 from absl.testing import absltest
 from absl.testing import parameterized
 from flax import nnx
@@ -11,9 +13,9 @@ from model import mlp
 _DIM, _MLP_DIM = 12, 20
 
 
-def make(param_dtype="float32"):
+def make(param_dtype="float32", **settings):
   return mlp.Mlp(
-    config.MlpConfig(dim=_MLP_DIM),
+    config.MlpConfig(dim=_MLP_DIM, **settings),
     dim=_DIM,
     init_std=0.5,
     out_std=0.1,
@@ -35,6 +37,32 @@ def reference(x, module):
   )
   gated = x @ gate
   return (gated / (1 + np.exp(-gated)) * (x @ up)) @ down
+
+
+def reference_activation(x, name):
+  """Elementwise, in float64."""
+  match name:
+    case "silu":
+      return x / (1 + np.exp(-x))
+    case "gelu":  # x times the normal distribution function (arXiv:1606.08415)
+      erf = np.vectorize(math.erf)
+      return x * (1 + erf(x / np.sqrt(2))) / 2
+    case "gelu_tanh":
+      inner = np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)
+      return x * (1 + np.tanh(inner)) / 2
+
+
+def reference_mlp(x, params, activation):
+  """down(activation(gate(x)) * up(x)) with whatever parameters there are."""
+  params = {name: np.asarray(p, np.float64) for name, p in params.items()}
+  x = np.asarray(x, np.float64)
+  hidden = x @ params["up_DF"] + params.get("up_bias_F", 0)
+  if "gate_DF" in params:
+    gate = x @ params["gate_DF"] + params.get("gate_bias_F", 0)
+    hidden = reference_activation(gate, activation) * hidden
+  else:
+    hidden = reference_activation(hidden, activation)
+  return hidden @ params["down_FD"] + params.get("down_bias_D", 0)
 
 
 class MlpTest(parameterized.TestCase):
@@ -81,6 +109,34 @@ class MlpTest(parameterized.TestCase):
       got,
       wanted,
     )
+
+  @parameterized.parameters(
+    {"activation": "gelu"},
+    {"activation": "gelu_tanh", "gated": False, "bias": True},
+    {"activation": "silu", "bias": True},
+    {"activation": "gelu", "gated": False},
+  )
+  def test_options(self, **settings):
+    graphdef, state = nnx.split(make(**settings))
+    params = nnx.to_pure_dict(state)
+    rng = np.random.default_rng(0)
+    for name in params:
+      if "bias" in name:
+        self.assertTrue(settings.get("bias"))
+        np.testing.assert_array_equal(params[name], 0)
+        params[name] = jnp.asarray(rng.normal(size=params[name].shape))
+    self.assertEqual("gate_DF" in params, settings.get("gated", True))
+    has_bias = {"up_bias_F", "down_bias_D"} <= set(params)
+    self.assertEqual(has_bias, settings.get("bias", False))
+
+    def run(params):
+      return nnx.merge(graphdef, nnx.State(params))(self.x, norm=jnp.tanh)
+
+    wanted = reference_mlp(np.tanh(self.x), params, settings["activation"])
+    np.testing.assert_allclose(run(params), wanted, rtol=1e-4, atol=2e-5)
+    gradient = jax.grad(lambda p: jnp.sum(jnp.sin(run(p))))(params)
+    for name, leaf in gradient.items():
+      self.assertGreater(float(jnp.abs(leaf).max()), 1e-3, name)
 
   def test_initial_scales(self):
     module = mlp.Mlp(

@@ -38,22 +38,63 @@ def reference_frequencies(rope_config, head_dim):
   return out
 
 
-def reference_rotate(x, positions, freq):
-  """Each pair of features is a complex number, turned by position * freq."""
+def reference_yarn(rope_config, head_dim):
+  """YaRN pair by pair: which turn often over the original context are kept.
+
+  Between `beta_fast` and `beta_slow` rotations the share of the original
+  frequency falls linearly in the index of the pair (the paper's code).
+  """
+  scaling = rope_config.scaling
+  rotated = rope_config.num_rotated(head_dim)
+
+  def index_of(rotations):
+    # theta^(-2i/R) * original = 2 pi rotations, solved for i.
+    angle = scaling.original_max_seq_len / (2 * math.pi * rotations)
+    return rotated / 2 * math.log(angle, rope_config.theta)
+
+  low, high = index_of(scaling.beta_fast), index_of(scaling.beta_slow)
+  if scaling.truncate:
+    low, high = math.floor(low), math.ceil(high)
+  low, high = max(low, 0), min(high, rotated - 1)
+  out = []
+  for i in range(rotated // 2):
+    freq = rope_config.theta ** (-2 * i / rotated)
+    if i <= low:
+      stretched = 0.0
+    elif i >= high:
+      stretched = 1.0
+    else:
+      stretched = (i - low) / (high - low)
+    out.append(freq * (1 - stretched) + freq / scaling.factor * stretched)
+  return out
+
+
+def reference_rotate(x, positions, freq, pairing="halves", scale=1.0):
+  """Each pair of features is a complex number, turned by position * freq.
+
+  Pairs that lie side by side come out with their real parts first; features
+  beyond the pairs stay as they are.
+  """
   x = np.asarray(x, np.float64)
-  half = x.shape[-1] // 2
-  out = np.empty_like(x)
+  half = len(freq)
+  out = x.copy()
   for b, t, n in np.ndindex(x.shape[:3]):
     for i in range(half):
-      pair = complex(x[b, t, n, i], x[b, t, n, i + half])
-      pair *= cmath.exp(1j * int(positions[b, t]) * freq[i])
+      first, second = (i, i + half)
+      if pairing == "interleaved":
+        first, second = (2 * i, 2 * i + 1)
+      pair = complex(x[b, t, n, first], x[b, t, n, second])
+      pair *= scale * cmath.exp(1j * int(positions[b, t]) * freq[i])
       out[b, t, n, i], out[b, t, n, i + half] = pair.real, pair.imag
   return out
 
 
-def rotate(x, positions, freq):
-  cos, sin = rope.angles(jnp.asarray(positions), freq)
-  return rope.rotate(x, cos, sin)
+def rotate(x, positions, rope_config, **options):
+  head_dim = x.shape[-1]
+  cos, sin = rope.angles(
+    rope_config, jnp.asarray(positions), head_dim, **options
+  )
+  return rope.rotate(x, cos, sin, rope_config.pairing)
 
 
 class RopeTest(parameterized.TestCase):
@@ -110,7 +151,7 @@ class RopeTest(parameterized.TestCase):
     positions = rng.integers(0, 100, size=(2, 7))
     freq = reference_frequencies(rope_config, 16)
     np.testing.assert_allclose(
-      rotate(x, positions, rope.frequencies(rope_config, 16)),
+      rotate(x, positions, rope_config),
       reference_rotate(x, positions, freq),
       # Angles up to 100 rad, known to 100 * 2^-23 at worst.
       atol=4e-5,
@@ -119,11 +160,10 @@ class RopeTest(parameterized.TestCase):
   def test_score_depends_only_on_the_distance(self):
     rng = np.random.default_rng(0)
     q, k = rng.normal(size=(2, 1, 1, 4, 32)).astype(np.float32)
-    freq = rope.frequencies(config.RopeConfig(), 32)
 
     def score(q_position, k_position):
-      rotated_q = rotate(q, [[q_position]], freq)
-      rotated_k = rotate(k, [[k_position]], freq)
+      rotated_q = rotate(q, [[q_position]], config.RopeConfig())
+      rotated_k = rotate(k, [[k_position]], config.RopeConfig())
       return np.sum(rotated_q * rotated_k, axis=-1)
 
     for distance in (0, 1, 17):
@@ -135,18 +175,118 @@ class RopeTest(parameterized.TestCase):
 
   def test_position_zero_changes_nothing(self):
     x = np.random.default_rng(0).normal(size=(1, 3, 2, 8)).astype(np.float32)
-    freq = rope.frequencies(config.RopeConfig(), 8)
-    np.testing.assert_array_equal(rotate(x, np.zeros((1, 3), int), freq), x)
+    rotated = rotate(x, np.zeros((1, 3), int), config.RopeConfig())
+    np.testing.assert_array_equal(rotated, x)
 
   def test_keeps_dtype_and_length(self):
     x = np.random.default_rng(0).normal(size=(1, 3, 2, 8))
-    freq = rope.frequencies(config.RopeConfig(), 8)
-    out = rotate(jnp.asarray(x, jnp.bfloat16), np.arange(3)[None], freq)
+    out = rotate(
+      jnp.asarray(x, jnp.bfloat16), np.arange(3)[None], config.RopeConfig()
+    )
     self.assertEqual(out.dtype, jnp.bfloat16)
     np.testing.assert_allclose(
       np.linalg.norm(out.astype(np.float32), axis=-1),
       np.linalg.norm(x, axis=-1),
       rtol=2e-2,
+    )
+
+  def test_linear(self):
+    scaling = config.LinearScaling(factor=4.0)
+    freq = rope.frequencies(config.RopeConfig(scaling=scaling), 16)
+    plain = reference_frequencies(config.RopeConfig(), 16)
+    np.testing.assert_allclose(freq, np.array(plain) / 4, rtol=3e-6)
+
+  @parameterized.parameters(
+    # gpt-oss: no rounding; DeepSeek's factor; a ramp cut off at both ends.
+    (150_000.0, 64, {"factor": 32.0, "truncate": False}),
+    (10_000.0, 64, {"factor": 40.0}),
+    (100.0, 16, {"factor": 4.0, "original_max_seq_len": 64}),
+    (10.0, 8, {"factor": 2.0, "beta_fast": 4000.0}),
+  )
+  def test_yarn(self, theta, head_dim, settings):
+    scaling = config.YarnScaling(**({"original_max_seq_len": 4096} | settings))
+    rope_config = config.RopeConfig(theta=theta, scaling=scaling)
+    freq = rope.frequencies(rope_config, head_dim)
+    self.assertEqual(freq.dtype, np.float32)
+    wanted = reference_yarn(rope_config, head_dim)
+    np.testing.assert_allclose(freq, wanted, rtol=3e-6)
+
+  def test_yarn_scales_the_rotation(self):
+    scaling = config.YarnScaling(factor=4.0, original_max_seq_len=64)
+    rope_config = config.RopeConfig(theta=100.0, scaling=scaling)
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(1, 3, 2, 16)).astype(np.float32)
+    positions = np.array([[0, 7, 90]])
+    np.testing.assert_allclose(
+      rotate(x, positions, rope_config),
+      reference_rotate(
+        x,
+        positions,
+        reference_yarn(rope_config, 16),
+        scale=0.1 * math.log(4) + 1,
+      ),
+      atol=4e-5,
+    )
+
+  def test_longrope_changes_for_the_whole_batch(self):
+    short, long = (1.0, 1.1, 1.2, 1.5), (1.0, 2.0, 3.0, 4.0)
+    scaling = config.LongRopeScaling(
+      short_factor=short, long_factor=long, original_max_seq_len=8, factor=4.0
+    )
+    rope_config = config.RopeConfig(theta=100.0, scaling=scaling)
+    scale = math.sqrt(1 + math.log(4) / math.log(8))
+    plain = np.array(reference_frequencies(config.RopeConfig(theta=100.0), 8))
+    x = np.random.default_rng(0).normal(size=(2, 3, 1, 8)).astype(np.float32)
+    inside = np.array([[0, 1, 2], [5, 6, 7]])
+    beyond = np.array([[0, 1, 2], [6, 7, 8]])
+    for positions, factor in ((inside, short), (beyond, long)):
+      np.testing.assert_allclose(
+        rotate(x, positions, rope_config),
+        reference_rotate(x, positions, plain / np.array(factor), scale=scale),
+        atol=1e-5,
+      )
+    # Padding beyond the original context does not count.
+    np.testing.assert_allclose(
+      rotate(x, beyond, rope_config, valid=jnp.asarray(beyond < 8)),
+      reference_rotate(x, beyond, plain / np.array(short), scale=scale),
+      atol=1e-5,
+    )
+
+  @parameterized.product(
+    fraction=(0.25, 0.5, 1.0), pairing=("halves", "interleaved")
+  )
+  def test_part_of_a_head_and_order_of_pairs(self, fraction, pairing):
+    rope_config = config.RopeConfig(
+      theta=100.0, fraction=fraction, pairing=pairing
+    )
+    rotated = int(16 * fraction)
+    # The wavelengths are those of a head of the rotated features alone.
+    freq = reference_frequencies(config.RopeConfig(theta=100.0), rotated)
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2, 5, 3, 16)).astype(np.float32)
+    positions = rng.integers(0, 50, size=(2, 5))
+    out = rotate(x, positions, rope_config)
+    np.testing.assert_allclose(
+      out, reference_rotate(x, positions, freq, pairing), atol=2e-5
+    )
+    np.testing.assert_array_equal(out[..., rotated:], x[..., rotated:])
+
+  def test_order_of_pairs_does_not_change_scores(self):
+    """Interleaved weights, permuted to halves, give the same scores."""
+    rng = np.random.default_rng(0)
+    q, k = rng.normal(size=(2, 1, 4, 2, 8)).astype(np.float32)
+    positions = np.arange(4)[None]
+    to_halves = np.r_[0:8:2, 1:8:2]
+
+    def scores(pairing, order):
+      rope_config = config.RopeConfig(pairing=pairing)
+      rotated = [rotate(x[..., order], positions, rope_config) for x in (q, k)]
+      return np.einsum("btnh,bsnh->bnts", *rotated)
+
+    np.testing.assert_allclose(
+      scores("interleaved", np.arange(8)),
+      scores("halves", to_halves),
+      atol=1e-5,
     )
 
 

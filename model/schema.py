@@ -6,6 +6,9 @@ that turns the first into the second. A key that no field has, a missing
 required key and a value of the wrong type are errors that name the dotted
 path, the value and the fix; nothing is converted silently except an int where
 a float is wanted and a list where a tuple is.
+
+Where a field may be one of several dataclasses, each has a class variable
+`KIND`, and its mapping carries it under "kind".
 """
 
 from collections.abc import Mapping
@@ -15,6 +18,9 @@ import enum
 import types
 import typing
 from typing import Any
+
+# Under which a mapping says which dataclass of a union it is.
+KIND_KEY = "kind"
 
 
 def from_dict[T](cls: type[T], mapping: Mapping[str, Any], *, path: str) -> T:
@@ -37,6 +43,13 @@ def from_dict[T](cls: type[T], mapping: Mapping[str, Any], *, path: str) -> T:
     )
   hints = typing.get_type_hints(cls)
   dataclass: Any = cls
+  own_kind = kind(cls)
+  if own_kind is not None and KIND_KEY in mapping:
+    if mapping[KIND_KEY] != own_kind:
+      raise ValueError(
+        f"{path}.{KIND_KEY}={mapping[KIND_KEY]!r} must be {own_kind!r}."
+      )
+    mapping = {k: v for k, v in mapping.items() if k != KIND_KEY}
   fields = {f.name: f for f in dataclasses.fields(dataclass) if f.init}
   for key in mapping:
     if key not in fields:
@@ -58,10 +71,17 @@ def from_dict[T](cls: type[T], mapping: Mapping[str, Any], *, path: str) -> T:
   return cls(**values)
 
 
+def kind(cls: Any) -> str | None:
+  """What a dataclass is called in a union; None if it is in none."""
+  return vars(cls).get("KIND")
+
+
 def to_dict(value: Any) -> Any:
   """The nested dicts, lists and scalars that `from_dict` reads (JSON-able)."""
   if dataclasses.is_dataclass(value):
-    return {
+    own_kind = kind(type(value))
+    head = {} if own_kind is None else {KIND_KEY: own_kind}
+    return head | {
       f.name: to_dict(getattr(value, f.name))
       for f in dataclasses.fields(value)
       if f.init
@@ -87,6 +107,21 @@ def flatten(value: Any, *, path: str = "") -> dict[str, Any]:
   return flat
 
 
+def _choose(options: list[Any], value: Any, path: str) -> Any:
+  """The dataclass of a union that `value` is, or says it is."""
+  if type(value) in options:
+    return type(value)
+  kinds = {kind(option): option for option in options}
+  given = value.get(KIND_KEY) if isinstance(value, Mapping) else None
+  if not isinstance(given, str) or given not in kinds:
+    shown = ", ".join(map(repr, kinds))
+    raise ValueError(
+      f"{path}={value!r} must be a mapping whose {KIND_KEY!r} is one of "
+      f"{shown}."
+    )
+  return kinds[given]
+
+
 def _convert(hint: Any, value: Any, path: str) -> Any:
   """`value` as the annotated type `hint`, or a ValueError naming `path`."""
   origin = typing.get_origin(hint)
@@ -94,8 +129,10 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
     options = typing.get_args(hint)
     if value is None and type(None) in options:
       return None
-    (inner,) = [o for o in options if o is not type(None)]
-    return _convert(inner, value, path)
+    inner = [o for o in options if o is not type(None)]
+    if len(inner) > 1:
+      return _convert(_choose(inner, value, path), value, path)
+    return _convert(inner[0], value, path)
   if origin is typing.Literal:
     options = typing.get_args(hint)
     if value not in options:

@@ -1,14 +1,20 @@
 import dataclasses
 import enum
+import functools
 import json
-from typing import Literal
+from typing import ClassVar, Literal
 
 from absl.testing import absltest
 from absl.testing import parameterized
 
 from model import config as model_config
 from model import schema
+from model.presets import deepseek
+from model.presets import gemma
+from model.presets import gpt_oss
 from model.presets import kanana
+from model.presets import llama
+from model.presets import qwen
 from model.presets import small
 
 
@@ -21,6 +27,26 @@ class Color(enum.Enum):
 class Inner:
   width: int
   scale: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Circle:
+  KIND: ClassVar[str] = "circle"
+  radius: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Square:
+  KIND: ClassVar[str] = "square"
+  side: float
+  hole: Circle | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Drawing:
+  shape: Circle | Square
+  others: tuple[Circle | Square, ...] = ()
+  frame: Circle | Square | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -134,7 +160,13 @@ class SchemaTest(parameterized.TestCase):
       schema.from_dict(model_config.MlpConfig, {"dim": 0}, path="mlp")
 
   @parameterized.parameters(
-    small.m1, small.m10, small.m100, kanana.v1_5_2b, kanana.v1_5_8b
+    small.m1,
+    kanana.v2_30b_a3b,
+    llama.v3_1_8b,
+    gemma.v3_4b,
+    gpt_oss.m20b,
+    qwen.v3_next_80b_a3b,
+    functools.partial(deepseek.v3, mtp=True),
   )
   def test_round_trip_of_presets(self, make):
     config = make()
@@ -163,6 +195,86 @@ class SchemaTest(parameterized.TestCase):
       },
     )
     self.assertEqual(schema.from_dict(Outer, plain, path="run"), outer)
+
+  def test_unions_by_kind(self):
+    plain = {
+      "shape": {"kind": "square", "side": 2, "hole": {"radius": 1}},
+      "others": [{"kind": "circle", "radius": 1.0}],
+      "frame": None,
+    }
+    drawing = schema.from_dict(Drawing, plain, path="drawing")
+    self.assertEqual(
+      drawing,
+      Drawing(
+        shape=Square(side=2.0, hole=Circle(radius=1.0)),
+        others=(Circle(radius=1.0),),
+      ),
+    )
+    written = schema.to_dict(drawing)
+    self.assertEqual(
+      written["shape"],
+      {
+        "kind": "square",
+        "side": 2.0,
+        "hole": {"kind": "circle", "radius": 1.0},
+      },
+    )
+    self.assertEqual(list(written["shape"]), ["kind", "side", "hole"])
+    self.assertIsNone(written["frame"])
+    back = schema.from_dict(
+      Drawing, json.loads(json.dumps(written)), path="drawing"
+    )
+    self.assertEqual(back, drawing)
+
+  def test_instance_in_a_union(self):
+    circle = Circle(radius=1.0)
+    drawing = schema.from_dict(Drawing, {"shape": circle}, path="drawing")
+    self.assertIs(drawing.shape, circle)
+
+  @parameterized.parameters(
+    (
+      {"radius": 1.0},
+      r"^d\.shape=\{'radius': 1\.0\} must be a mapping whose 'kind' is one of "
+      r"'circle', 'square'\.$",
+    ),
+    (
+      {"kind": "triangle", "side": 1.0},
+      r"^d\.shape=.*'triangle'.* whose 'kind' is one of 'circle', 'square'\.$",
+    ),
+    ({"kind": ["circle"]}, r"^d\.shape=.* whose 'kind' is one of 'circle'"),
+    ({"kind": None}, r"^d\.shape=.* whose 'kind' is one of 'circle'"),
+    (3, r"^d\.shape=3 must be a mapping whose 'kind' is one of 'circle'"),
+    (None, r"^d\.shape=None must be a mapping whose 'kind' is one of 'circle'"),
+    (
+      Inner(width=1),
+      r"^d\.shape=Inner\(.*\) must be a mapping whose 'kind' is one of",
+    ),
+    (
+      {"kind": "circle", "side": 1.0},
+      r"^d\.shape\.side is not a setting \(value 1\.0\)",
+    ),
+    ({"kind": "square"}, r"^d\.shape\.side is missing; Square requires it"),
+    (
+      {"kind": "square", "side": 1.0, "hole": {"kind": "square", "side": 1.0}},
+      r"^d\.shape\.hole\.kind='square' must be 'circle'\.$",
+    ),
+  )
+  def test_refuses_in_a_union(self, shape, message):
+    with self.assertRaisesRegex(ValueError, message):
+      schema.from_dict(Drawing, {"shape": shape}, path="d")
+
+  def test_a_mixer_is_no_feed_forward(self):
+    block = schema.to_dict(small.m1().groups[0].pattern[0])
+    with self.assertRaisesRegex(
+      ValueError,
+      r"^block\.mixer=.* whose 'kind' is one of 'attention', 'mla', "
+      r"'gated_delta_net'\.$",
+    ):
+      schema.from_dict(
+        model_config.BlockConfig,
+        block | {"mixer": block["feed_forward"]},
+        path="block",
+      )
 
   def test_flatten(self):
     self.assertEqual(

@@ -4,9 +4,10 @@ Arrays are declared, not annotated: a parameter's name ends in the letters of
 its dims (`q_DNH`, `table_VD`), activations are constrained by the same letters
 (`constrain(x, "BTD")`), and two small tables say where each letter goes.
 
-Dims: B batch, T query length, D model, N query heads, K key/value heads,
-H head dim, F feed-forward, V vocabulary, L layers (the leading dim of every
-stacked parameter).
+Dims: B batch, T query length, S key length, D model, M the model dim again,
+N query heads, K key/value heads, H head dim, F feed-forward, E experts, C and R
+ranks of key/value and query latents, W width of a convolution, P positions,
+V vocabulary, L layers (the leading dim of every stacked parameter).
 """
 
 import dataclasses
@@ -18,21 +19,40 @@ from jax.sharding import PartitionSpec as P
 import numpy as np
 
 # Mesh axes, outermost (slowest links) first.
-AXES = ("data", "fsdp", "tensor")
+AXES = ("data", "fsdp", "expert", "tensor")
 
 # Parameters: `fsdp` shards the model dim of every matrix (ZeRO-3), `tensor`
-# the dim that a matmul can split without communication inside a block.
-PARAM_RULES = {"D": "fsdp", "N": "tensor", "K": "tensor", "F": "tensor"} | {
+# the dim that a matmul can split without communication inside a block, and
+# `expert` the experts. Of two dims with the same axis the first has it.
+PARAM_RULES = {
+  "D": "fsdp",
+  "C": "fsdp",
+  "R": "fsdp",
+  "E": "expert",
+  "N": "tensor",
+  "K": "tensor",
+  "F": "tensor",
   "V": "tensor",
   "H": None,
+  "M": None,
+  "W": None,
+  "P": None,
   "L": None,
 }
 
 # The axes whose devices hold distinct rows of the batch.
-BATCH_AXES = ("data", "fsdp")
+BATCH_AXES = ("data", "fsdp", "expert")
 
 # Activations: the batch is spread over every axis that holds distinct rows.
-ACTIVATION_RULES = {"B": BATCH_AXES, "T": None, "D": None, "H": None} | {
+ACTIVATION_RULES = {
+  "B": BATCH_AXES,
+  "T": None,
+  "S": None,
+  "D": None,
+  "H": None,
+  "C": None,
+  "R": None,
+  "M": None,
   "N": "tensor",
   "K": "tensor",
   "F": "tensor",
@@ -47,11 +67,13 @@ class MeshConfig:
   Attributes:
     data: Replicas of the parameters; each has its own rows of the batch.
     fsdp: Shards of parameters, gradients and optimizer state (ZeRO-3).
+    expert: Shards of the experts; each has its own rows of the batch too.
     tensor: Shards of heads, feed-forward and vocabulary.
   """
 
   data: int = 1
   fsdp: int | None = None
+  expert: int = 1
   tensor: int = 1
 
   def __post_init__(self):
@@ -70,7 +92,7 @@ def make_mesh(config: MeshConfig, devices: list[Any]) -> jax.sharding.Mesh:
   num = len(devices)
   fixed = math.prod(getattr(config, a) or 1 for a in AXES)
   fsdp = config.fsdp if config.fsdp is not None else max(1, num // fixed)
-  sizes = {"data": config.data, "fsdp": fsdp, "tensor": config.tensor}
+  sizes = {axis: getattr(config, axis) for axis in AXES} | {"fsdp": fsdp}
   if math.prod(sizes.values()) != num:
     shown = " * ".join(f"mesh.{a}={n}" for a, n in sizes.items())
     raise ValueError(
@@ -84,19 +106,43 @@ def make_mesh(config: MeshConfig, devices: list[Any]) -> jax.sharding.Mesh:
   )
 
 
+def param_dims(name: str) -> str:
+  """The letters of a parameter's dims, stacked layers left out: its last part.
+
+  Raises:
+    ValueError: The name does not end in letters of dims.
+  """
+  if not _is_param_name(name):
+    raise ValueError(
+      f"Parameter {name!r} must end in the letters of its dims, such as q_DNH; "
+      f"letters are {''.join(PARAM_RULES)}."
+    )
+  return name.rpartition("_")[2]
+
+
+def is_matrix(name: str) -> bool:
+  """Whether each token is multiplied with it: not a norm scale, not a bias."""
+  stem = name.rpartition("_")[0]
+  return len(param_dims(name)) >= 2 and not stem.endswith(("scale", "bias"))
+
+
 def param_spec(name: str, ndim: int) -> P:
   """The spec of the parameter `name`, read off the dims in its last part.
 
   Vectors (norm scales) are replicated: sharding them costs a collective each
   and saves nothing.
   """
-  dims = name.rsplit("_", 1)[-1]
-  if len(dims) < ndim:
-    dims = "L" * (ndim - len(dims)) + dims
-  assert len(dims) == ndim and set(dims) <= set(PARAM_RULES), (name, ndim)
-  if len(dims.replace("L", "")) < 2:
+  dims = param_dims(name)
+  num_vector_dims = len(dims)
+  dims = "L" * (ndim - len(dims)) + dims
+  assert len(dims) == ndim, (name, ndim)
+  if num_vector_dims < 2:
     return P()
-  return P(*(PARAM_RULES[d] for d in dims))
+  axes: list[str | None] = []
+  for dim in dims:
+    axis = PARAM_RULES[dim]
+    axes.append(axis if axis not in axes else None)
+  return P(*axes)
 
 
 def param_shardings(params: Any, mesh: jax.sharding.Mesh) -> Any:
@@ -176,8 +222,8 @@ def _name(path) -> str:
 
 
 def _is_param_name(name: str) -> bool:
-  suffix = name.rsplit("_", 1)[-1]
-  return "_" in name and bool(suffix) and set(suffix) <= set(PARAM_RULES)
+  stem, _, dims = name.rpartition("_")
+  return bool(stem) and bool(dims) and set(dims) <= set(PARAM_RULES)
 
 
 def put_batch(batch: Any, mesh: jax.sharding.Mesh) -> Any:

@@ -55,30 +55,34 @@ class ShardingTest(parameterized.TestCase):
     self.assertLen(jax.devices(), 8)
 
   @parameterized.parameters(
-    ({}, (1, 8, 1)),
-    ({"data": 8}, (8, 1, 1)),
-    ({"data": 2}, (2, 4, 1)),
-    ({"tensor": 2}, (1, 4, 2)),
-    ({"data": 2, "tensor": 2}, (2, 2, 2)),
-    ({"data": 2, "fsdp": 4}, (2, 4, 1)),
-    ({"fsdp": 2, "tensor": 4}, (1, 2, 4)),
+    ({}, (1, 8, 1, 1)),
+    ({"data": 8}, (8, 1, 1, 1)),
+    ({"data": 2}, (2, 4, 1, 1)),
+    ({"tensor": 2}, (1, 4, 1, 2)),
+    ({"data": 2, "tensor": 2}, (2, 2, 1, 2)),
+    ({"data": 2, "fsdp": 4}, (2, 4, 1, 1)),
+    ({"fsdp": 2, "tensor": 4}, (1, 2, 1, 4)),
+    ({"expert": 4}, (1, 2, 4, 1)),
+    ({"data": 2, "expert": 2, "tensor": 2}, (2, 1, 2, 2)),
   )
   def test_mesh_sizes(self, axes, sizes):
     made = mesh(**axes)
-    self.assertEqual(made.axis_names, ("data", "fsdp", "tensor"))
+    self.assertEqual(made.axis_names, ("data", "fsdp", "expert", "tensor"))
     self.assertEqual(made.devices.shape, sizes)
     self.assertCountEqual(made.devices.flat, jax.devices())
 
   @parameterized.parameters(
     (
       {"data": 3, "fsdp": 2},
-      r"mesh.data=3 \* mesh.fsdp=2 \* mesh.tensor=1 = 6, but there are 8 "
-      r"devices; make the product equal the device count, or leave mesh.fsdp",
+      r"mesh.data=3 \* mesh.fsdp=2 \* mesh.expert=1 \* mesh.tensor=1 = 6, but "
+      r"there are 8 devices; make the product equal the device count, or "
+      r"leave mesh.fsdp",
     ),
     ({"data": 3}, r"mesh.data=3 \* mesh.fsdp=2 .* = 6, but there are 8"),
     ({"data": 16}, r"mesh.data=16 \* mesh.fsdp=1 .* = 16, but there are 8"),
     ({"fsdp": 0}, r"mesh.fsdp=0 must be at least 1"),
     ({"data": 0}, r"mesh.data=0 must be at least 1"),
+    ({"expert": 0}, r"mesh.expert=0 must be at least 1"),
     ({"tensor": -1}, r"mesh.tensor=-1 must be at least 1"),
   )
   def test_refuses_meshes(self, axes, message):
@@ -98,9 +102,43 @@ class ShardingTest(parameterized.TestCase):
     ("q_DNH", 4, P(None, "fsdp", "tensor", None)),
     ("scale_D", 1, P()),
     ("scale_D", 2, P()),
+    # Experts: a leading E, each expert's matrices as a dense model's.
+    ("gate_EDF", 4, P(None, "expert", "fsdp", "tensor")),
+    ("down_EFD", 3, P("expert", "tensor", "fsdp")),
+    ("router_DE", 2, P("fsdp", "expert")),
+    ("selection_bias_E", 2, P()),
+    # Of two dims on one axis the first has it.
+    ("kv_down_DC", 2, P("fsdp", None)),
+    ("q_up_RNH", 3, P("fsdp", "tensor", None)),
+    ("gates_NK", 3, P(None, "tensor", None)),
+    # Biases and scales of heads lie where the heads do.
+    ("q_bias_NH", 3, P(None, "tensor", None)),
+    ("position_PD", 2, P(None, "fsdp")),
   )
   def test_param_spec(self, name, ndim, spec):
     self.assertEqual(sharding.param_spec(name, ndim), spec)
+
+  @parameterized.parameters(
+    ("embed_VD", "VD", True),
+    ("q_DNH", "DNH", True),
+    ("gate_EDF", "EDF", True),
+    ("router_DE", "DE", True),
+    ("scale_D", "D", False),
+    ("q_scale_NH", "NH", False),
+    ("q_bias_NH", "NH", False),
+    ("gate_bias_EF", "EF", False),
+    ("sinks_N", "N", False),
+  )
+  def test_letters_of_a_name(self, name, dims, is_matrix):
+    self.assertEqual(sharding.param_dims(name), dims)
+    self.assertEqual(sharding.is_matrix(name), is_matrix)
+
+  @parameterized.parameters("scale", "q_dnh", "q_DXH", "_D", "D", "q_")
+  def test_names_without_letters(self, name):
+    with self.assertRaisesRegex(
+      ValueError, f"Parameter '{name}' must end in the letters of its dims"
+    ):
+      sharding.param_dims(name)
 
   def test_refuses_what_does_not_divide(self):
     with self.assertRaisesRegex(
@@ -154,7 +192,11 @@ class ShardingTest(parameterized.TestCase):
     self.assertTrue(placed.sharding.is_equivalent_to(wanted, x.ndim))
 
   @parameterized.parameters(
-    ({"data": 8}, 8), ({"fsdp": 8}, 8), ({"tensor": 2}, 4), ({"tensor": 8}, 1)
+    ({"data": 8}, 8),
+    ({"fsdp": 8}, 8),
+    ({"expert": 2}, 8),
+    ({"tensor": 2}, 4),
+    ({"tensor": 8}, 1),
   )
   def test_put_batch(self, axes, num_shards):
     made = mesh(**axes)

@@ -12,10 +12,17 @@ over, so that compile time does not grow with depth. Their names
 (`group_0.block_0.mixer.q_DNH`) are public: checkpoints, surgery and name maps
 address them.
 
+With a cache (kv_cache.py) a model goes on where an earlier call ended:
+
+  cache = model.make_cache(rows=B, slots=S)
+  output = model(prompt, segment_ids=ids, cache=cache)
+  output = model(next_token, cache=output.cache)
+
 Dims: B batch, T length, D model, V vocabulary, L layers.
 """
 
 from collections.abc import Callable
+import dataclasses
 import functools
 from typing import Any
 
@@ -26,13 +33,47 @@ from jaxtyping import Array, Float, Int
 
 from model import attention
 from model import config as model_config
+from model import gated_delta_net
+from model import kv_cache
+from model import mla
 from model import mlp
+from model import moe
+from model import mtp
 from model import norm
+from model import router as router_lib
 from model import sharding
 
 
+@functools.partial(
+  jax.tree_util.register_dataclass,
+  data_fields=["hidden", "cache", "router", "residual", "inputs"],
+  meta_fields=[],
+)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Output:
+  """What a call of the model gives.
+
+  Attributes:
+    hidden: Final hidden states, normed: multiply with `head` for logits.
+    cache: The cache with the new tokens in it; None without one.
+    router: By group and block, what the routers did (router_lib.RouterStats), stacked
+      over L. Empty without mixtures of experts.
+    residual: The residual stream after the last block, before the final norm.
+    inputs: What enters each layer [L, B, T, D]; None unless `capture`.
+  """
+
+  hidden: Float[Array, "B T D"]
+  cache: kv_cache.Cache | None
+  router: dict[str, dict[str, router_lib.RouterStats]]
+  residual: Float[Array, "B T D"]
+  inputs: Float[Array, "L B T D"] | None
+
+
 class Block(nnx.Module):
-  """x + mixer(norm(x)), then x + feed_forward(norm(x)) (pre-norm)."""
+  """x + mixer(norm(x)), then x + feed_forward(norm(x)).
+
+  Norms stand before each of the two, after, or both (`BlockConfig.norms`).
+  """
 
   def __init__(
     self,
@@ -44,35 +85,76 @@ class Block(nnx.Module):
   ):
     """`config` is the model that the block is a part of."""
     make_norm = functools.partial(
-      norm.RmsNorm,
-      config.dim,
-      eps=config.norm_eps,
-      param_dtype=execution.param_dtype,
+      norm.make, config, param_dtype=execution.param_dtype
     )
-    init = {
+    if block.norms != "post":
+      self.mixer_norm = make_norm()
+      self.feed_forward_norm = make_norm()
+    if block.norms != "pre":
+      self.mixer_post_norm = make_norm()
+      self.feed_forward_post_norm = make_norm()
+    init: dict[str, Any] = {
       "dim": config.dim,
       "init_std": config.init_std,
       "out_std": config.init_std / (2 * config.num_layers) ** 0.5,
       "param_dtype": execution.param_dtype,
       "rngs": rngs,
     }
-    self.mixer_norm = make_norm()
-    self.mixer = attention.Attention(
-      block.mixer, implementation=execution.attention, **init
-    )
-    self.feed_forward_norm = make_norm()
-    self.feed_forward = mlp.Mlp(block.feed_forward, **init)
+    match block.mixer:
+      case model_config.AttentionConfig():
+        self.mixer = attention.Attention(
+          block.mixer,
+          norm_eps=config.norm_eps,
+          norm_offset=norm.offset(config),
+          implementation=execution.attention,
+          **init,
+        )
+      case model_config.MlaConfig():
+        self.mixer = mla.Mla(
+          block.mixer, implementation=execution.attention, **init
+        )
+      case model_config.GatedDeltaNetConfig():
+        self.mixer = gated_delta_net.GatedDeltaNet(
+          block.mixer, norm_eps=config.norm_eps, **init
+        )
+    match block.feed_forward:
+      case model_config.MlpConfig():
+        self.feed_forward = mlp.Mlp(block.feed_forward, **init)
+      case model_config.MoeConfig():
+        self.feed_forward = moe.Moe(block.feed_forward, **init)
+    self.norms = block.norms
 
   def __call__(
     self,
     x: Float[Array, "B T D"],
-    positions: Int[Array, "B T"],
-    segment_ids: Int[Array, "B T"],
-  ) -> Float[Array, "B T D"]:
-    x += self.mixer(
-      x, norm=self.mixer_norm, positions=positions, segment_ids=segment_ids
+    span: kv_cache.Span,
+    state: Any = None,
+    *,
+    capture: bool = False,
+  ) -> tuple[Float[Array, "B T D"], Any, router_lib.RouterStats | None]:
+    """The block's output, the mixer's new state, and what the router did."""
+    has_pre, has_post = self.norms != "post", self.norms != "pre"
+    out, state = self.mixer(
+      x,
+      norm=self.mixer_norm if has_pre else _identity,
+      span=span,
+      state=state,
     )
-    return x + self.feed_forward(x, norm=self.feed_forward_norm)
+    x += self.mixer_post_norm(out) if has_post else out
+    pre_norm = self.feed_forward_norm if has_pre else _identity
+    stats = None
+    if isinstance(self.feed_forward, moe.Moe):
+      out, stats = self.feed_forward(
+        x, norm=pre_norm, valid=span.segment_ids > 0, capture=capture
+      )
+    else:
+      out = self.feed_forward(x, norm=pre_norm)
+    x += self.feed_forward_post_norm(out) if has_post else out
+    return x, state, stats
+
+
+def _identity(x: jax.Array) -> jax.Array:
+  return x
 
 
 def _stack(make: Callable[..., Block], repeats: int, rngs: nnx.Rngs) -> Block:
@@ -100,22 +182,40 @@ class Group(nnx.Module):
     for i, block in enumerate(group.pattern):
       make = functools.partial(Block, block, config=config, execution=execution)
       setattr(self, f"block_{i}", _stack(make, group.repeats, rngs))
-    self.num_blocks = len(group.pattern)
+    self.blocks = tuple(f"block_{i}" for i in range(len(group.pattern)))
+    self.repeats = group.repeats
     self.remat = execution.remat
 
-  def __call__(self, x, positions, segment_ids):
+  def states(self, rows: int, slots: int, dtype: str) -> dict[str, Any]:
+    """Empty mixers' states by block, stacked over L."""
+    return {
+      name: jax.tree.map(
+        lambda x: jnp.zeros((self.repeats, *x.shape), x.dtype),
+        getattr(self, name).mixer.state(rows, slots, dtype),
+      )
+      for name in self.blocks
+    }
+
+  def __call__(self, x, span, states=None, *, capture=False):
+    """Returns x; and by block, stacked over L: states, stats, inputs."""
     graphdef, stacked = nnx.split(self)
 
-    def layer(x, params):
+    def layer(x, params_and_states):
+      params, states = params_and_states
       group = nnx.merge(graphdef, params)
-      for i in range(self.num_blocks):
-        x = getattr(group, f"block_{i}")(x, positions, segment_ids)
-      return x, None
+      new_states, all_stats, inputs = {}, {}, []
+      for name in self.blocks:
+        inputs.append(x)
+        x, new_states[name], stats = getattr(group, name)(
+          x, span, states[name] if states else None, capture=capture
+        )
+        if stats is not None:
+          all_stats[name] = stats
+      return x, (new_states, all_stats, inputs if capture else None)
 
     if self.remat == "full":
       layer = jax.checkpoint(layer, prevent_cse=False)
-    x, _ = jax.lax.scan(layer, x, stacked)
-    return x
+    return jax.lax.scan(layer, x, (stacked, states))
 
 
 class Transformer(nnx.Module):
@@ -131,20 +231,34 @@ class Transformer(nnx.Module):
     """Initialises parameters from `rngs`; see `init` for the usual way."""
     dtype = execution.param_dtype
 
-    def normal(shape):
+    def normal(*shape):
       return nnx.Param(
         config.init_std * jax.random.normal(rngs(), shape, dtype)
       )
 
-    self.embed_VD = normal((config.vocab_size, config.dim))
+    self.embed_VD = normal(config.vocab_size, config.dim)
+    if config.learned_positions:
+      self.position_PD = normal(config.max_seq_len, config.dim)
     for i, group in enumerate(config.groups):
       layers = Group(group, config=config, execution=execution, rngs=rngs)
       setattr(self, f"group_{i}", layers)
-    self.final_norm = norm.RmsNorm(
-      config.dim, eps=config.norm_eps, param_dtype=dtype
-    )
+    self.final_norm = norm.make(config, param_dtype=dtype)
     if not config.tie_embeddings:
-      self.head_DV = normal((config.dim, config.vocab_size))
+      self.head_DV = normal(config.dim, config.vocab_size)
+    if config.mtp is not None:
+      for i in range(config.mtp.num_modules):
+        module = mtp.Module(
+          config.dim,
+          make_block=functools.partial(
+            Block, config.mtp.block, config=config, execution=execution
+          ),
+          make_norm=functools.partial(norm.make, config, param_dtype=dtype),
+          init_std=config.init_std,
+          param_dtype=dtype,
+          remat=execution.remat,
+          rngs=rngs,
+        )
+        setattr(self, f"mtp_{i}", module)
     self.config = config
     self.compute_dtype = execution.compute_dtype
 
@@ -154,24 +268,106 @@ class Transformer(nnx.Module):
     *,
     positions: Int[Array, "B T"] | None = None,
     segment_ids: Int[Array, "B T"] | None = None,
-  ) -> Float[Array, "B T D"]:
-    """Final hidden states, normed: multiply with `head` for logits.
+    cache: kv_cache.Cache | None = None,
+    capture: bool = False,
+  ) -> Output:
+    """Hidden states of `tokens`, each seeing those before it in its segment.
 
     Args:
       tokens: Token ids.
-      positions: For RoPE; 0..T-1 if not given.
-      segment_ids: Attention stays within equal ids; one segment if not given.
+      positions: In the document; if not given they count on from the cache.
+      segment_ids: Attention stays within equal ids; 0 is padding, after a
+        row's tokens if there is a cache. One segment if not given.
+      cache: What the tokens follow.
+      capture: Keep what enters each layer and each token's routing too.
     """
-    if positions is None:
-      positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-    if segment_ids is None:
-      segment_ids = jnp.ones_like(tokens)
+    span = kv_cache.span(
+      cache, positions=positions, segment_ids=segment_ids, shape=tokens.shape
+    )
+    x = self.embed(tokens)
+    if self.config.learned_positions:
+      table = self.position_PD[...].astype(self.compute_dtype)
+      x += table[span.positions]
+    x = sharding.constrain(x, "BTD")
+    states, router, inputs = {}, {}, []
+    for i in range(len(self.config.groups)):
+      name = f"group_{i}"
+      x, (states[name], stats, entered) = getattr(self, name)(
+        x, span, None if cache is None else cache.layers[name], capture=capture
+      )
+      if stats:
+        router[name] = stats
+      if capture:
+        # [block][L, B, T, D] -> layers in order.
+        stacked = jnp.stack(entered, axis=1)
+        inputs.append(stacked.reshape(-1, *x.shape))
+    return Output(
+      hidden=self.final_norm(x),
+      cache=None if cache is None else kv_cache.advance(cache, span, states),
+      router=router,
+      residual=x,
+      inputs=jnp.concatenate(inputs) if capture else None,
+    )
+
+  def predict_ahead(
+    self,
+    output: Output,
+    tokens: Int[Array, "B T"],
+    *,
+    positions: Int[Array, "B T"] | None = None,
+    segment_ids: Int[Array, "B T"] | None = None,
+  ) -> tuple[mtp.Prediction, ...]:
+    """What each module of multi-token prediction makes of `output`.
+
+    Args:
+      output: Of a call without a cache.
+      tokens: As in that call.
+      positions: As in that call.
+      segment_ids: As in that call.
+    """
+    num_modules = 0 if self.config.mtp is None else self.config.mtp.num_modules
+    return mtp.predict(
+      [getattr(self, f"mtp_{i}") for i in range(num_modules)],
+      output.residual,
+      tokens,
+      embed=self.embed,
+      span=kv_cache.span(
+        None,
+        positions=positions,
+        segment_ids=segment_ids,
+        shape=tokens.shape,
+      ),
+    )
+
+  def make_cache(
+    self, *, rows: int, slots: int, dtype: str | None = None
+  ) -> kv_cache.Cache:
+    """An empty cache for `rows` texts of up to `slots` tokens.
+
+    Args:
+      rows: B.
+      slots: S.
+      dtype: Of keys and values; the compute dtype if not given.
+    """
+    return kv_cache.Cache(
+      layers={
+        f"group_{i}": getattr(self, f"group_{i}").states(
+          rows, slots, dtype or self.compute_dtype
+        )
+        for i in range(len(self.config.groups))
+      },
+      segment_ids=jnp.zeros((rows, slots), jnp.int32),
+      lengths=jnp.zeros((rows,), jnp.int32),
+    )
+
+  def embed(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+    """Rows of the embedding table, scaled."""
     table = sharding.constrain(self.embed_VD[...], "VD")
     x = table.astype(self.compute_dtype)[tokens]
-    x = sharding.constrain(x, "BTD")
-    for i in range(len(self.config.groups)):
-      x = getattr(self, f"group_{i}")(x, positions, segment_ids)
-    return self.final_norm(x)
+    if self.config.embed_scale != 1.0:
+      # Rounded to the compute dtype first, as Gemma was trained.
+      x *= jnp.asarray(self.config.embed_scale, x.dtype)
+    return x
 
   def head(self) -> Float[Array, "D V"]:
     """The output projection, in the dtype it is stored in."""
@@ -181,12 +377,14 @@ class Transformer(nnx.Module):
 
   def logits(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
     """Unnormalised log-probabilities, float32."""
-    return jnp.einsum(
+    logits = jnp.einsum(
       "BTD,DV->BTV",
       hidden,
       self.head().astype(hidden.dtype),
       preferred_element_type=jnp.float32,
     )
+    softcap = self.config.logit_softcap
+    return logits if softcap is None else softcap * jnp.tanh(logits / softcap)
 
 
 def init(
@@ -214,3 +412,18 @@ def abstract(
 def bind(graphdef: nnx.GraphDef, params: dict[str, Any]) -> Transformer:
   """The module with these parameters; inside jit this costs nothing."""
   return nnx.merge(graphdef, nnx.State(params))
+
+
+def routers_by_layer(
+  config: model_config.ModelConfig,
+  router: dict[str, dict[str, router_lib.RouterStats]],
+) -> router_lib.RouterStats:
+  """`Output.router` with all layers that have one stacked, first to last."""
+  layers = []
+  for g, group in enumerate(config.groups):
+    for row in range(group.repeats):
+      for b in range(len(group.pattern)):
+        stats = router.get(f"group_{g}", {}).get(f"block_{b}")
+        if stats is not None:
+          layers.append(jax.tree.map(lambda x, row=row: x[row], stats))
+  return jax.tree.map(lambda *x: jnp.stack(x), *layers)

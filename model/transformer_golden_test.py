@@ -112,7 +112,7 @@ class TransformerGoldenTest(parameterized.TestCase):
 
   def logits(self, params, tokens, **kwargs):
     model = transformer.bind(self.graphdef, params)
-    return model.logits(model(tokens, **kwargs))
+    return model.logits(model(tokens, **kwargs).hidden)
 
   def token_nll(self, params):
     logits = self.logits(

@@ -5,7 +5,6 @@ import functools
 import os
 import sys
 import tempfile
-from typing import Any
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -13,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from model import config as model_config
+from model import fixtures
 from model import sharding
 from model import transformer
 
@@ -22,19 +21,9 @@ _MESHES = (
   {"fsdp": 8},
   {"data": 2, "fsdp": 4},
   {"data": 2, "fsdp": 2, "tensor": 2},
-  {"fsdp": 4, "tensor": 2},
+  {"fsdp": 2, "expert": 2, "tensor": 2},
 )
-_CONFIG = model_config.dense(
-  name="test",
-  vocab_size=64,
-  dim=16,
-  num_layers=2,
-  num_heads=4,
-  num_kv_heads=2,
-  head_dim=8,
-  mlp_dim=32,
-  tie_embeddings=False,
-)
+_CONFIG = fixtures.config()
 
 
 @contextlib.contextmanager
@@ -55,34 +44,18 @@ def captured_stderr():
       lines += file.read().decode(errors="replace").splitlines()
 
 
-def execution(remat: Any = "none"):
-  return model_config.ExecutionConfig(compute_dtype="float32", remat=remat)
-
-
 def make_batch():
-  rng = np.random.default_rng(0)
-  tokens = rng.integers(0, 64, size=(8, 12)).astype(np.int32)
-  segment_ids = 1 + (np.arange(12) >= rng.integers(1, 12, size=(8, 1)))
-  return {"tokens": tokens, "segment_ids": segment_ids.astype(np.int32)}
+  return fixtures.batch(vocab_size=_CONFIG.vocab_size, rows=8, length=12)
 
 
 def make_loss(remat="none"):
-  graphdef, _ = transformer.abstract(_CONFIG, execution(remat))
-
-  def loss(params, batch):
-    model = transformer.bind(graphdef, params)
-    logits = model.logits(model(**batch))[:, :-1]
-    targets = batch["tokens"][:, 1:, None]
-    hit = jnp.take_along_axis(logits, targets, axis=-1)[..., 0]
-    return jnp.mean(jax.nn.logsumexp(logits, axis=-1) - hit)
-
-  return loss
+  return fixtures.make_loss(_CONFIG, fixtures.execution(remat=remat))
 
 
 def init_on(mesh):
-  _, shapes = transformer.abstract(_CONFIG, execution())
+  _, shapes = transformer.abstract(_CONFIG, fixtures.execution())
   init = jax.jit(
-    lambda: transformer.init(_CONFIG, execution(), seed=0),
+    lambda: transformer.init(_CONFIG, fixtures.execution(), seed=0),
     out_shardings=sharding.param_shardings(shapes, mesh),
   )
   with jax.set_mesh(mesh):

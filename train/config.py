@@ -18,6 +18,7 @@ from data import config as data_config
 from model import config as model_config
 from model import schema
 from model import sharding
+from train import balance as balance_lib
 from train import optimizer as optimizer_lib
 from train import schedule as schedule_lib
 from train import step as step_lib
@@ -116,6 +117,7 @@ class RunConfig:
   run: LoopConfig
   optimizer: optimizer_lib.OptimizerConfig = optimizer_lib.OptimizerConfig()
   loss: step_lib.LossConfig = step_lib.LossConfig()
+  balance: balance_lib.BalanceConfig = balance_lib.BalanceConfig()
   execution: model_config.ExecutionConfig = model_config.ExecutionConfig()
   mesh: sharding.MeshConfig = sharding.MeshConfig()
   checkpoint: CheckpointConfig = CheckpointConfig()
@@ -252,7 +254,10 @@ def _to_overridable(value: Any) -> Any:
   """Nested dicts for a ConfigDict, with placeholders where a field is None."""
   if dataclasses.is_dataclass(value):
     hints = typing.get_type_hints(type(value))
-    out = {}
+    own_kind = schema.kind(type(value))
+    out: dict[str, Any] = {}
+    if own_kind is not None:
+      out[schema.KIND_KEY] = own_kind
     for field in dataclasses.fields(value):
       child = getattr(value, field.name)
       if child is None:
@@ -273,9 +278,9 @@ def _to_overridable(value: Any) -> Any:
 def _placeholder(hint: Any) -> Any:
   """A typed placeholder for an optional scalar, None for anything else."""
   if typing.get_origin(hint) is types.UnionType:
-    (inner,) = [t for t in typing.get_args(hint) if t is not type(None)]
-    if inner in (int, float, str, bool):
-      return config_dict.placeholder(inner)
+    inner = [t for t in typing.get_args(hint) if t is not type(None)]
+    if len(inner) == 1 and inner[0] in (int, float, str, bool):
+      return config_dict.placeholder(inner[0])
   return None
 
 

@@ -11,6 +11,11 @@ from absl.testing import parameterized
 import ml_collections
 
 from model import schema
+from model.presets import deepseek
+from model.presets import gemma
+from model.presets import gpt_oss
+from model.presets import kanana
+from model.presets import qwen
 from train import config
 from train import fixtures
 
@@ -27,6 +32,42 @@ class ReadTest(parameterized.TestCase):
     run = fixtures.run_config()
     read = config.from_config_dict(config.to_config_dict(run), base_dir="/")
     self.assertEqual(read, run)
+
+  @parameterized.parameters(
+    deepseek.v3,
+    gemma.v3_4b,
+    gpt_oss.m20b,
+    kanana.v2_30b_a3b,
+    qwen.v3_next_80b_a3b,
+  )
+  def test_round_trip_of_unions(self, make):
+    """What kind a mixer, feed-forward or scaling is survives the ConfigDict."""
+    run = dataclasses.replace(fixtures.run_config(), model=make())
+    overridable = config.to_config_dict(run)
+    read = config.from_config_dict(overridable, base_dir="/")
+    self.assertEqual(read, run)
+
+  def test_override_inside_a_union(self):
+    run = dataclasses.replace(fixtures.run_config(), model=gemma.v3_4b())
+    overridable = config.to_config_dict(run)
+    block = overridable.model.groups[0].pattern[5]
+    block.mixer.window = 7
+    block.mixer.rope.scaling.factor = 2.0
+    block.feed_forward.dim = 48
+    changed = config.from_config_dict(overridable, base_dir="/")
+    block = changed.model.groups[0].pattern[5]
+    self.assertEqual(block.mixer.window, 7)
+    self.assertEqual(block.mixer.rope.scaling.factor, 2.0)
+    self.assertEqual(block.feed_forward.dim, 48)
+
+  def test_another_kind_by_override(self):
+    overridable = config.to_config_dict(fixtures.run_config())
+    overridable.model.groups[0].pattern[0].mixer.kind = "mla"
+    with self.assertRaisesRegex(
+      ValueError,
+      r"config.model.groups\[0\].pattern\[0\].mixer.head_dim is not a setting",
+    ):
+      config.from_config_dict(overridable, base_dir="/")
 
   def test_saved_round_trip(self):
     run = fixtures.run_config()

@@ -51,7 +51,10 @@ class EvaluateTest(absltest.TestCase):
     total = sum(
       float(
         loss.reference(
-          model(b["tokens"]), model.head(), b["targets"], b["loss_weights"]
+          model(b["tokens"]).hidden,
+          model.head(),
+          b["targets"],
+          b["loss_weights"],
         ).nll
       )
       for b in jax.tree.map(jnp.asarray, batches)

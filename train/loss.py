@@ -48,9 +48,10 @@ def reference(
   weights: Float[Array, "B T"],
   *,
   z_loss_weight: float = 0.0,
+  logit_softcap: float | None = None,
 ) -> LossSums:
   """The definition: all logits at once, in float32."""
-  logits, log_z, hit = _log_normalizer(hidden, head, targets)
+  logits, log_z, hit = _log_normalizer(hidden, head, targets, logit_softcap)
   del logits
   nll = jnp.sum(weights * (log_z - hit))
   z_loss = jnp.sum(weights * jnp.square(log_z))
@@ -69,6 +70,7 @@ def cross_entropy(
   weights: Float[Array, "B T"],
   *,
   z_loss_weight: float = 0.0,
+  logit_softcap: float | None = None,
   num_chunks: int,
 ) -> LossSums:
   """`reference` without ever holding more than 1 / num_chunks of the logits.
@@ -79,6 +81,7 @@ def cross_entropy(
     targets: Token ids to predict.
     weights: Share of each token in the loss; 0 for padding.
     z_loss_weight: Of `z_loss` in `loss`.
+    logit_softcap: As ModelConfig.logit_softcap.
     num_chunks: Pieces of the sequence; must divide T (`choose_num_chunks`).
 
   Returns:
@@ -86,7 +89,7 @@ def cross_entropy(
   """
   assert hidden.shape[1] % num_chunks == 0, (hidden.shape, num_chunks)
   loss, nll, z_loss = _fused(
-    num_chunks, z_loss_weight, hidden, head, targets, weights
+    num_chunks, z_loss_weight, logit_softcap, hidden, head, targets, weights
   )
   return LossSums(
     loss=loss,
@@ -116,7 +119,7 @@ def choose_num_chunks(*, rows: int, seq_len: int, max_tokens: int) -> int:
   )
 
 
-def _log_normalizer(x, head, targets):
+def _log_normalizer(x, head, targets, softcap):
   """Logits, their log-sum-exp and the target's logit, in float32."""
   logits = jnp.einsum(
     "BTD,DV->BTV",
@@ -125,6 +128,8 @@ def _log_normalizer(x, head, targets):
     preferred_element_type=jnp.float32,
   )
   logits = sharding.constrain(logits, "BTV")
+  if softcap is not None:
+    logits = softcap * jnp.tanh(logits / softcap)
   log_z = jax.nn.logsumexp(logits, axis=-1)
   hit = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
   return logits, log_z, hit
@@ -138,13 +143,13 @@ def _split(num_chunks, *arrays):
   )
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _fused(num_chunks, z_loss_weight, hidden, head, targets, weights):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _fused(num_chunks, z_loss_weight, softcap, hidden, head, targets, weights):
   """(loss, nll, z_loss) sums; without gradients, none are computed."""
 
   def chunk(sums, args):
     x, y, w = args
-    _, log_z, hit = _log_normalizer(x, head, y)
+    _, log_z, hit = _log_normalizer(x, head, y, softcap)
     nll, z_loss = sums
     nll += jnp.sum(w * (log_z - hit))
     return (nll, z_loss + jnp.sum(w * jnp.square(log_z))), None
@@ -155,22 +160,27 @@ def _fused(num_chunks, z_loss_weight, hidden, head, targets, weights):
   return nll + z_loss_weight * z_loss, nll, z_loss
 
 
-def _fused_forward(num_chunks, z_loss_weight, hidden, head, targets, weights):
+def _fused_forward(
+  num_chunks, z_loss_weight, softcap, hidden, head, targets, weights
+):
   """The sums, and as residuals d loss / d hidden and d loss / d head.
 
   d nll / d logits = p - onehot(target), d log_z^2 / d logits = 2 log_z p.
+  With y = cap tanh(x / cap), dy / dx = 1 - (y / cap)^2.
   """
 
   def chunk(carry, args):
     x, y, w = args
     nll, z_loss, d_head = carry
-    logits, log_z, hit = _log_normalizer(x, head, y)
+    logits, log_z, hit = _log_normalizer(x, head, y, softcap)
     nll += jnp.sum(w * (log_z - hit))
     z_loss += jnp.sum(w * jnp.square(log_z))
     p = jnp.exp(logits - log_z[..., None])
     scale = w * (1.0 + 2.0 * z_loss_weight * log_z)
     is_target = jnp.arange(logits.shape[-1]) == y[..., None]
     d_logits = scale[..., None] * p - jnp.where(is_target, w[..., None], 0.0)
+    if softcap is not None:
+      d_logits *= 1.0 - jnp.square(logits / softcap)
     d_logits = d_logits.astype(x.dtype)
     d_x = jnp.einsum("BTV,DV->BTD", d_logits, head.astype(x.dtype))
     d_head += jnp.einsum(
@@ -191,9 +201,9 @@ def _fused_forward(num_chunks, z_loss_weight, hidden, head, targets, weights):
   return sums, (d_hidden, d_head.astype(head.dtype))
 
 
-def _fused_backward(num_chunks, z_loss_weight, residuals, cotangents):
+def _fused_backward(num_chunks, z_loss_weight, softcap, residuals, cotangents):
   """Scales what the forward pass computed; targets and weights have none."""
-  del num_chunks, z_loss_weight
+  del num_chunks, z_loss_weight, softcap
   d_hidden, d_head = residuals
   d_loss = cotangents[0]
   return (

@@ -1,5 +1,7 @@
 """The fused loss equals its definition, and never holds all logits."""
 
+from typing import Any
+
 from absl.testing import absltest
 from absl.testing import parameterized
 import jax
@@ -31,19 +33,19 @@ def _value_and_grads(function, hidden, head, targets, weights, **settings):
 
 
 class LossTest(parameterized.TestCase):
-  @parameterized.product(num_chunks=(1, 3, 12), z_loss_weight=(0.0, 1e-2))
-  def test_equals_reference_in_value_and_gradient(
-    self, num_chunks, z_loss_weight
-  ):
+  @parameterized.parameters(
+    {"num_chunks": 1},
+    {"num_chunks": 3, "z_loss_weight": 1e-2},
+    {"num_chunks": 12, "z_loss_weight": 1e-2},
+    # Logits reach 14: half of them bend.
+    {"num_chunks": 3, "logit_softcap": 4.0},
+    {"num_chunks": 12, "logit_softcap": 4.0, "z_loss_weight": 1e-2},
+  )
+  def test_equals_reference_in_value_and_gradient(self, num_chunks, **settings):
     inputs = _inputs()
-    expected = _value_and_grads(
-      loss.reference, *inputs, z_loss_weight=z_loss_weight
-    )
+    expected = _value_and_grads(loss.reference, *inputs, **settings)
     actual = _value_and_grads(
-      loss.cross_entropy,
-      *inputs,
-      z_loss_weight=z_loss_weight,
-      num_chunks=num_chunks,
+      loss.cross_entropy, *inputs, num_chunks=num_chunks, **settings
     )
     for a, b in zip(
       jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True
@@ -52,8 +54,9 @@ class LossTest(parameterized.TestCase):
 
   def test_without_gradients_gives_the_same_sums(self):
     inputs = _inputs()
-    expected = loss.reference(*inputs, z_loss_weight=1e-3)
-    actual = loss.cross_entropy(*inputs, z_loss_weight=1e-3, num_chunks=4)
+    settings: dict[str, Any] = {"z_loss_weight": 1e-3, "logit_softcap": 4.0}
+    expected = loss.reference(*inputs, **settings)
+    actual = loss.cross_entropy(*inputs, num_chunks=4, **settings)
     for a, b in zip(
       jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True
     ):
@@ -87,6 +90,17 @@ class LossTest(parameterized.TestCase):
     self.assertAlmostEqual(
       float(sums.z_loss), total * np.log(_V) ** 2, places=2
     )
+
+  def test_softcap_bounds_what_a_wrong_answer_costs(self):
+    hidden, head, targets, weights = _inputs()
+    capped = loss.reference(
+      1e3 * hidden, head, targets, weights, logit_softcap=2.0
+    )
+    # All logits lie in [-2, 2]: a token costs log V + 4 at most.
+    mean = float(capped.nll / capped.weight)
+    self.assertLess(mean, np.log(_V) + 4)
+    free = loss.reference(1e3 * hidden, head, targets, weights)
+    self.assertGreater(float(free.nll / free.weight), 1e3)
 
   def test_never_holds_all_logits(self):
     inputs = _inputs()

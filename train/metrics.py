@@ -9,6 +9,7 @@ from typing import Any
 
 from absl import logging
 import jax
+import numpy as np
 import tensorboardX
 
 METRICS_FILE = "metrics.jsonl"
@@ -37,7 +38,10 @@ class Writer:
     )
 
   def write(self, step: int, kind: str, values: dict[str, Any]) -> None:
-    """One record; numbers go to TensorBoard as `kind/name`, texts as text."""
+    """One record; TensorBoard has it as `kind/name`.
+
+    Numbers as scalars, texts as text, lists of numbers as histograms.
+    """
     if not self._active:
       return
     record = {"step": step, "kind": kind} | values
@@ -46,6 +50,8 @@ class Writer:
     for name, value in values.items():
       if isinstance(value, str):
         self._board.add_text(f"{kind}/{name}", value, step)
+      elif isinstance(value, list):
+        self._board.add_histogram(f"{kind}/{name}", np.array(value), step)
       else:
         self._board.add_scalar(f"{kind}/{name}", value, step)
 
@@ -121,7 +127,7 @@ class Progress:
       return
     step, metrics = self._pending
     self._pending = None
-    values = {k: float(v) for k, v in jax.device_get(metrics).items()}
+    values = {k: v.tolist() for k, v in jax.device_get(metrics).items()}
     checked = ("loss", "grad_norm", "param_norm")
     if not all(math.isfinite(values[name]) for name in checked):
       raise NonFiniteError(
@@ -144,7 +150,7 @@ class Progress:
     """Leaves the time since `paused` out of the rates."""
     self._window_start += time.perf_counter() - paused
 
-  def _log(self, step: int, values: dict[str, float]) -> None:
+  def _log(self, step: int, values: dict[str, Any]) -> None:
     seconds = time.perf_counter() - self._window_start
     num_steps = step - self._window_step
     tokens_per_second = self._window_tokens / seconds

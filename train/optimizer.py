@@ -1,10 +1,13 @@
 """AdamW with decoupled weight decay and clipping by global norm (optax)."""
 
 import dataclasses
+import functools
 from typing import Any, Literal
 
 import jax
 import optax
+
+from model import sharding
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -16,8 +19,8 @@ class OptimizerConfig:
     b2: Decay of the second moment.
     eps: Added to the root of the second moment.
     weight_decay: Decoupled, times the learning rate.
-    decay: Which parameters decay: `matrices` leaves out norm scales, `all`
-      does not.
+    decay: Which parameters decay: `matrices` leaves out norm scales and
+      biases, `all` does not.
     clip_norm: Gradients are scaled down to this global norm; unset: never.
   """
 
@@ -57,23 +60,25 @@ def make(
     clip,
     optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps),
     optax.add_decayed_weights(
-      config.weight_decay,
-      mask=decays if config.decay == "matrices" else None,
+      config.weight_decay, mask=functools.partial(decays, which=config.decay)
     ),
     optax.scale_by_learning_rate(schedule),
   )
 
 
-def decays(params: Any) -> Any:
-  """True for matrices: parameters of two dims or more besides the layers'.
+def decays(params: Any, *, which: str) -> Any:
+  """True for parameters that decay, by OptimizerConfig.decay.
 
-  The dims are the last part of a parameter's name, so that the stacked norm
-  scales [L, D], two-dimensional as arrays, count as the vectors they are.
+  A parameter's name says what it is: the stacked norm scales [L, D] are
+  two-dimensional as arrays, and vectors all the same. A router's selection bias
+  never decays: it is no weight of the loss (balance.py).
   """
 
-  def is_matrix(path, leaf):
+  def one(path, leaf):
     del leaf
-    dims = str(path[-1].key).rsplit("_", 1)[-1]
-    return len(dims) >= 2
+    name = str(path[-1].key)
+    if name.startswith("selection_bias"):
+      return False
+    return which == "all" or sharding.is_matrix(name)
 
-  return jax.tree_util.tree_map_with_path(is_matrix, params)
+  return jax.tree_util.tree_map_with_path(one, params)

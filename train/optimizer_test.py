@@ -24,12 +24,28 @@ def _params():
 class OptimizerTest(parameterized.TestCase):
   def test_only_matrices_decay(self):
     self.assertEqual(
-      optimizer.decays(_params()),
+      optimizer.decays(_params(), which="matrices"),
       {
         "embed_VD": True,
         "group_0": {"gate_DF": True, "norm": {"scale_D": False}},
       },
     )
+
+  def test_what_counts_as_a_matrix(self):
+    """The name says it: biases and scales of heads have two dims, too."""
+    names = {
+      "q_DNH": True,
+      "gate_EDF": True,
+      "router_DE": True,
+      "position_PD": True,
+      "q_bias_NH": False,
+      "q_scale_NH": False,
+      "down_bias_ED": False,
+      "selection_bias_E": False,
+      "sinks_N": False,
+    }
+    params = {name: np.zeros((2, 2, 2), np.float32) for name in names}
+    self.assertEqual(optimizer.decays(params), names)
 
   @parameterized.parameters("matrices", "all")
   def test_follows_the_definition(self, decay):
@@ -45,7 +61,7 @@ class OptimizerTest(parameterized.TestCase):
     second = jax.tree.map(np.zeros_like, expected)
     rng = np.random.default_rng(1)
     mask = (
-      optimizer.decays(params)
+      optimizer.decays(params, which="matrices")
       if decay == "matrices"
       else jax.tree.map(lambda _: True, params)
     )

@@ -95,6 +95,7 @@ def build(config: config_lib.RunConfig, mesh: jax.sharding.Mesh) -> Program:
       optimizer=optimizer,
       schedule=schedule,
       loss=config.loss,
+      balance=config.balance,
       accumulation=config.run.accumulation,
     ),
     donate_argnums=0,

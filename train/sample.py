@@ -43,7 +43,7 @@ def continue_tokens(
 
   def step(position, tokens):
     model = transformer.bind(graphdef, params)
-    hidden = model(tokens)[:, position - 1, None]
+    hidden = model(tokens).hidden[:, position - 1, None]
     logits = model.logits(hidden)[:, 0]
     if temperature > 0:
       choice = jax.random.categorical(

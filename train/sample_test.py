@@ -28,7 +28,7 @@ class SampleTest(absltest.TestCase):
     tokens = list(prompt)
     model = transformer.bind(self.graphdef, self.params)
     while len(tokens) < total:
-      hidden = model(jnp.array([tokens]))
+      hidden = model(jnp.array([tokens])).hidden
       logits = model.logits(hidden)[0, -1]
       tokens.append(int(jnp.argmax(logits)))
     return tokens
@@ -62,7 +62,7 @@ class SampleTest(absltest.TestCase):
       temperature=temperature,
     )
     model = transformer.bind(self.graphdef, self.params)
-    logits = model.logits(model(jnp.array([[7]])))[0, 0] / temperature
+    logits = model.logits(model(jnp.array([[7]])).hidden)[0, 0] / temperature
     expected = np.array(jax.nn.softmax(logits))
     counts = np.bincount(np.array(got[:, 1]), minlength=len(expected)) / rows
     # Four standard deviations of each count.

@@ -13,12 +13,15 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from model import mtp
 from model import sharding
 from model import transformer
+from train import balance as balance_lib
 from train import loss as loss_lib
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
+_USUAL_BALANCE = balance_lib.BalanceConfig()
 
 
 @functools.partial(
@@ -48,16 +51,21 @@ class LossConfig:
   Attributes:
     z_loss_weight: Of the squared log-normaliser (PaLM uses 1e-4).
     chunk_tokens: Tokens of a device whose logits are held at a time.
+    mtp_loss_weight: Of multi-token prediction's loss (DeepSeek-V3's lambda,
+      arXiv:2412.19437, 2.2: 0.3, later 0.1), in models that have its modules;
+      0: it is not computed.
   """
 
   z_loss_weight: float = 0.0
   chunk_tokens: int = 1024
+  mtp_loss_weight: float = 0.3
 
   def __post_init__(self):
-    if self.z_loss_weight < 0:
-      raise ValueError(
-        f"loss.z_loss_weight={self.z_loss_weight} must be 0 or more."
-      )
+    for name in ("z_loss_weight", "mtp_loss_weight"):
+      if getattr(self, name) < 0:
+        raise ValueError(
+          f"loss.{name}={getattr(self, name)} must be 0 or more."
+        )
     if self.chunk_tokens < 1:
       raise ValueError(
         f"loss.chunk_tokens={self.chunk_tokens} must be at least 1."
@@ -76,23 +84,108 @@ def init_state(
   )
 
 
-def batch_loss(
+@functools.partial(
+  jax.tree_util.register_dataclass,
+  data_fields=["main", "ahead", "routers"],
+  meta_fields=[],
+)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainSums:
+  """Sums of all that is trained on, over the tokens of a batch.
+
+  Attributes:
+    main: The next token's.
+    ahead: Of each module of multi-token prediction, further tokens'.
+    routers: What the routers of mixtures of experts did, by block.
+  """
+
+  main: loss_lib.LossSums
+  ahead: tuple[loss_lib.LossSums, ...]
+  routers: balance_lib.Stats
+
+
+def eval_sums(
   params: Any, batch: Batch, *, graphdef: nnx.GraphDef, config: LossConfig
 ) -> loss_lib.LossSums:
-  """The loss sums of a batch."""
+  """The sums of the next token's loss."""
   model = transformer.bind(graphdef, params)
-  hidden = model(
+  return _next_token_sums(model, _call(model, batch), batch, config)
+
+
+def train_sums(
+  params: Any, batch: Batch, *, graphdef: nnx.GraphDef, config: LossConfig
+) -> TrainSums:
+  """The sums of all losses of a training batch."""
+  model = transformer.bind(graphdef, params)
+  output = _call(model, batch)
+  predictions: tuple[mtp.Prediction, ...] = ()
+  ahead = []
+  if config.mtp_loss_weight > 0:
+    predictions = model.predict_ahead(
+      output,
+      batch["tokens"],
+      positions=batch["positions"],
+      segment_ids=batch["segment_ids"],
+    )
+    for places, prediction in enumerate(predictions, start=1):
+      targets = mtp.ahead(batch["targets"], places)
+      weights = ahead_weights(batch, places)
+      ahead.append(
+        _token_sums(model, prediction.hidden, targets, weights, config)
+      )
+  return TrainSums(
+    main=_next_token_sums(model, output, batch, config),
+    ahead=tuple(ahead),
+    routers=balance_lib.collect(output, predictions),
+  )
+
+
+def ahead_weights(batch: Batch, places: int) -> jax.Array:
+  """Loss weights of the targets `places` behind the next tokens [B, T].
+
+  That is the weight such a target has as a next token; 0 where it lies in
+  another segment.
+  """
+  weights = mtp.ahead(batch["loss_weights"], places)
+  return jnp.where(mtp.has_ahead(batch["segment_ids"], places), weights, 0.0)
+
+
+def _call(model: transformer.Transformer, batch: Batch) -> transformer.Output:
+  return model(
     batch["tokens"],
     positions=batch["positions"],
     segment_ids=batch["segment_ids"],
   )
-  rows, seq_len = batch["tokens"].shape
+
+
+def _next_token_sums(model, output, batch, config):
+  return _token_sums(
+    model,
+    output.hidden,
+    batch["targets"],
+    batch["loss_weights"],
+    config,
+    z_loss_weight=config.z_loss_weight,
+  )
+
+
+def _token_sums(
+  model: transformer.Transformer,
+  hidden: jax.Array,
+  targets: jax.Array,
+  weights: jax.Array,
+  config: LossConfig,
+  *,
+  z_loss_weight: float = 0.0,
+) -> loss_lib.LossSums:
+  rows, seq_len = targets.shape
   return loss_lib.cross_entropy(
     hidden,
     model.head(),
-    batch["targets"],
-    batch["loss_weights"],
-    z_loss_weight=config.z_loss_weight,
+    targets,
+    weights,
+    z_loss_weight=z_loss_weight,
+    logit_softcap=model.config.logit_softcap,
     num_chunks=loss_lib.choose_num_chunks(
       rows=-(-rows // sharding.num_batch_shards()),
       seq_len=seq_len,
@@ -107,37 +200,80 @@ def gradients(
   *,
   graphdef: nnx.GraphDef,
   config: LossConfig,
+  balance: balance_lib.BalanceConfig,
   accumulation: int,
-) -> tuple[Any, loss_lib.LossSums]:
+) -> tuple[Any, TrainSums]:
   """Gradients of the batch's mean loss per token, and its sums.
 
-  With accumulation the batch goes through the model in A pieces. Each piece's
-  summed loss is divided by the whole batch's tokens, so that pieces of unequal
-  weight count by their tokens and the result does not depend on A.
-  """
-  total = jnp.maximum(jnp.sum(batch["loss_weights"]), 1.0)
+  The loss is the next token's; with multi-token prediction, also its weight
+  times the mean over the modules of theirs; with mixtures of experts, also what
+  balances them.
 
-  def loss_fn(params, piece):
-    sums = batch_loss(params, piece, graphdef=graphdef, config=config)
-    return sums.loss / total, sums
+  With accumulation the batch goes through the model in A pieces. Each piece's
+  summed losses are divided by the whole batch's tokens, so that pieces of
+  unequal weight count by their tokens and the result does not depend on A.
+  """
+  total = _at_least_one(jnp.sum(batch["loss_weights"]))
+  is_token = batch["segment_ids"] > 0
+  num_sequences = jnp.sum(jnp.any(is_token, axis=1))
+
+  def loss_fn(params, piece, whole=None):
+    sums = train_sums(params, piece, graphdef=graphdef, config=config)
+    loss = sums.main.loss / total
+    num_tokens = jnp.sum(piece["segment_ids"] > 0)
+    loss += balance_lib.loss(
+      sums.routers,
+      balance,
+      share=num_tokens / _at_least_one(jnp.sum(is_token)),
+      num_sequences=num_sequences,
+      whole=whole,
+    )
+    for places, module in enumerate(sums.ahead, start=1):
+      module_total = _at_least_one(jnp.sum(ahead_weights(batch, places)))
+      share = config.mtp_loss_weight / len(sums.ahead)
+      loss += share * module.loss / module_total
+    return loss, sums
 
   grad_fn = jax.grad(loss_fn, has_aux=True)
   if accumulation == 1:
     return grad_fn(params, batch)
 
-  def add_piece(carry, piece):
-    # In float32: small pieces would be rounded away in bfloat16.
-    return jax.tree.map(lambda c, g: c + g, carry, grad_fn(params, piece)), None
-
   # Piece a takes every A-th row: rows stay on the device that holds them.
   pieces = jax.tree.map(
     lambda x: x.reshape(-1, accumulation, *x.shape[1:]).swapaxes(0, 1), batch
   )
-  first = jax.tree.map(lambda x: x[0], pieces)
-  shapes = jax.eval_shape(grad_fn, params, first)
-  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), shapes)
-  (grads, sums), _ = jax.lax.scan(add_piece, zeros, pieces)
+
+  whole = None
+  if balance.counts_first:
+    whole = _sum_pieces(
+      lambda piece: (
+        train_sums(params, piece, graphdef=graphdef, config=config).routers
+      ),
+      pieces,
+    )
+  grads, sums = _sum_pieces(lambda piece: grad_fn(params, piece, whole), pieces)
   return jax.tree.map(lambda g, p: g.astype(p.dtype), grads, params), sums
+
+
+def _sum_pieces(function: Callable[[Batch], Any], pieces: Batch) -> Any:
+  """The sum, leaf by leaf, of what `function` gives for each piece.
+
+  The carry is float32, and so is each sum with it: small pieces would be
+  rounded away in bfloat16.
+  """
+  first = jax.tree.map(lambda x: x[0], pieces)
+  shapes = jax.eval_shape(function, first)
+  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), shapes)
+
+  def add_piece(carry, piece):
+    return jax.tree.map(jnp.add, carry, function(piece)), None
+
+  return jax.lax.scan(add_piece, zeros, pieces)[0]
+
+
+def _at_least_one(total: jax.Array) -> jax.Array:
+  """Keeps a batch without any trained token from dividing by 0."""
+  return jnp.maximum(total, 1.0)
 
 
 def make_train_step(
@@ -146,12 +282,15 @@ def make_train_step(
   optimizer: optax.GradientTransformation,
   schedule: optax.Schedule,
   loss: LossConfig,
+  balance: balance_lib.BalanceConfig = _USUAL_BALANCE,
   accumulation: int = 1,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
   """(state, batch) -> (state, metrics), to be jitted with `state` donated.
 
   Metrics are float32 scalars: `loss` (mean nll, nats per token), `z_loss`,
-  `grad_norm` (before clipping), `param_norm`, `learning_rate`, `tokens`.
+  `grad_norm` (before clipping), `param_norm`, `learning_rate`, `tokens`; with
+  multi-token prediction `mtp_loss`, the mean over its modules of mean nll; with
+  mixtures of experts those of `balance.metrics`, of which `router/load` is [E].
   """
 
   def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -160,19 +299,26 @@ def make_train_step(
       batch,
       graphdef=graphdef,
       config=loss,
+      balance=balance,
       accumulation=accumulation,
     )
-    weight = jnp.maximum(sums.weight, 1.0)
+    weight = _at_least_one(sums.main.weight)
     updates, opt_state = optimizer.update(grads, state.optimizer, state.params)
     params = optax.apply_updates(state.params, updates)
+    params = balance_lib.update_biases(params, sums.routers, balance)
     metrics: dict[str, Any] = {
-      "loss": sums.nll / weight,
-      "z_loss": sums.z_loss / weight,
+      "loss": sums.main.nll / weight,
+      "z_loss": sums.main.z_loss / weight,
       "grad_norm": optax.tree.norm(grads),
       "param_norm": optax.tree.norm(params),
       "learning_rate": schedule(state.step),
-      "tokens": sums.weight,
+      "tokens": sums.main.weight,
     }
+    if sums.ahead:
+      metrics["mtp_loss"] = sum(
+        module.nll / _at_least_one(module.weight) for module in sums.ahead
+      ) / len(sums.ahead)
+    metrics |= balance_lib.metrics(sums.routers)
     new_state = TrainState(
       step=state.step + 1, params=params, optimizer=opt_state
     )
@@ -185,4 +331,4 @@ def make_eval_step(
   *, graphdef: nnx.GraphDef, loss: LossConfig
 ) -> Callable[[Any, Batch], loss_lib.LossSums]:
   """(params, batch) -> loss sums, without gradients."""
-  return functools.partial(batch_loss, graphdef=graphdef, config=loss)
+  return functools.partial(eval_sums, graphdef=graphdef, config=loss)

@@ -70,7 +70,7 @@ def main(argv: list[str]) -> None:
 
     def attend(q, k, v, name=name):
       return attention.attend(
-        q, k, v, segment_ids=segments, implementation=name
+        q, k, v, q_segment_ids=segments, implementation=name
       )
 
     measure(

@@ -1,116 +1,200 @@
 """Causal attention inside segments: one interface, several implementations.
 
+Query t of row b stands at index q_start[b] + t of the keys' dim. It sees the
+keys of its own segment up to its index: all, or the last `window` of them. A
+query that sees none gets 0, and no gradient. Softmax is in float32, the output
+in the queries' dtype.
+
 `reference` is the definition; the others equal it in value and gradient
-(attention_test.py):
+(attention_test.py). What each does:
 
-  blockwise    One block of queries at a time against only the keys it may see,
-               so the upper triangle is never computed and scores take T/16 of
-               the memory; the backward pass recomputes them. What `auto` means.
-  dot_product  jax.nn.dot_product_attention: XLA's own fusion, all scores at
-               once, kept for the backward pass.
+                sinks  softcap  window        V != H   q_start, other keys
+  reference      yes    yes     masks          yes      yes
+  blockwise      yes    yes     skips blocks   yes      yes
+  dot_product    yes¹   no      masks          yes²     yes
+  splash         yes    yes     skips blocks   yes      no: self-attention only
 
-Dims: B batch, T query length, S key length (= T here), N query heads,
-K key/value heads, G = N/K, H head dim.
+  ¹ rounded to the queries' dtype   ² padded to the wider
+
+  reference      All T x S scores at once, kept for the backward pass.
+  blockwise      A loop over blocks with a running softmax; memory grows with
+                 T + S, the upper triangle is not computed.
+  dot_product    jax.nn.dot_product_attention: cuDNN on a GPU that has it for
+                 such operands (16 bits, head dims up to 256), else XLA, with
+                 all scores at once.
+  splash         JAX's Pallas kernel for TPU, under shard_map where there is a
+                 mesh; interpreted, slowly, elsewhere.
+  auto           TPU: splash; blockwise where it is not self-attention.
+                 GPU: dot_product where cuDNN takes it; else blockwise.
+                 CPU: blockwise.
+
+Dims: B batch, T query length, S key length, N query heads, K key/value heads,
+G = N/K, H head dim of queries and keys, V head dim of values.
 """
 
-import functools
-
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-# Few enough blocks to unroll, wide enough blocks to feed the matrix units.
-_MAX_BLOCKS = 16
-_MIN_BLOCK = 128
+from model.kernels import attention_blockwise
+from model.kernels import attention_dot_product
+from model.kernels import attention_reference
+from model.kernels import attention_splash
+
+_IMPLEMENTATIONS = (
+  "auto",
+  "reference",
+  "blockwise",
+  "dot_product",
+  "splash",
+)
 
 
 def attend(
   q_BTNH: Float[Array, "B T N H"],
   k_BSKH: Float[Array, "B S K H"],
-  v_BSKH: Float[Array, "B S K H"],
+  v_BSKV: Float[Array, "B S K V"],
   *,
-  segment_ids: Int[Array, "B T"],
+  q_segment_ids: Int[Array, "B T"],
+  k_segment_ids: Int[Array, "B S"] | None = None,
+  q_start: Int[Array, "B"] | int = 0,
+  scale: float | None = None,
+  window: int | None = None,
+  softcap: float | None = None,
+  sinks_N: Float[Array, "N"] | None = None,
   implementation: str = "auto",
-) -> Float[Array, "B T N H"]:
-  """softmax(q k^T / sqrt(H)) v over earlier tokens of the same segment.
+) -> Float[Array, "B T N V"]:
+  """softmax(q k^T * scale) v over the keys that each query sees.
 
   Args:
     q_BTNH: Queries, rotated.
     k_BSKH: Keys, rotated.
-    v_BSKH: Values.
-    segment_ids: Tokens attend only within equal ids.
-    implementation: `auto`, `reference`, `blockwise` or
-      `dot_product`.
+    v_BSKV: Values; V may differ from H (multi-head latent attention).
+    q_segment_ids: Tokens attend only within equal ids.
+    k_segment_ids: Those of the keys, where keys are not the queries' tokens (a
+      cache). Empty slots of a cache have an id that no query has.
+    q_start: Index in S of each row's first query.
+    scale: Factor of the scores; None: H ** -0.5.
+    window: How many keys a query sees, itself included; None: all.
+    softcap: Scores become softcap * tanh(score / softcap); Gemma 2
+      (arXiv:2408.00118).
+    sinks_N: One more score per head, of a key without a value: weights then sum
+      to less than 1 (GPT-OSS; attention sinks, arXiv:2309.17453).
+    implementation: See the table above.
 
   Returns:
-    Attention output in the dtype of `q_BTNH`; softmax is in float32.
+    Attention output in the dtype of `q_BTNH`.
+
+  Raises:
+    ValueError: The implementation does not do what is asked of it.
   """
-  function = {
-    "auto": blockwise,
-    "reference": reference,
-    "blockwise": blockwise,
-    "dot_product": dot_product,
-  }[implementation]
-  return function(q_BTNH, k_BSKH, v_BSKH, segment_ids=segment_ids)
-
-
-def _attend_block(q_BTNH, k_BSKH, v_BSKH, q_segments, k_segments, first_row):
-  """Queries `first_row`.. against keys 0..; masks what lies after each."""
-  batch, num_queries, num_heads, head_dim = q_BTNH.shape
-  num_keys, num_kv_heads = k_BSKH.shape[1:3]
-  q_BTKGH = q_BTNH.reshape(
-    batch, num_queries, num_kv_heads, num_heads // num_kv_heads, head_dim
-  )
-  scores = jnp.einsum(
-    "BTKGH,BSKH->BKGTS",
-    q_BTKGH,
-    k_BSKH,
-    preferred_element_type=jnp.float32,
-  )
-  scores *= head_dim**-0.5
-  row = first_row + jnp.arange(num_queries)
-  causal = jnp.arange(num_keys)[None, :] <= row[:, None]
-  same_segment = q_segments[:, :, None] == k_segments[:, None, :]
-  mask = (causal & same_segment)[:, None, None]
-  scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
-  weights = jax.nn.softmax(scores, axis=-1).astype(v_BSKH.dtype)
-  out = jnp.einsum("BKGTS,BSKH->BTKGH", weights, v_BSKH)
-  return out.reshape(q_BTNH.shape)
-
-
-def reference(q_BTNH, k_BSKH, v_BSKH, *, segment_ids):
-  """The definition, with all T x S scores at once."""
-  return _attend_block(q_BTNH, k_BSKH, v_BSKH, segment_ids, segment_ids, 0)
-
-
-# Both levels of checkpoint matter: the outer keeps q, k and v once (not every
-# block's prefix of k and v), the inner keeps one block's scores at a time.
-@functools.partial(jax.checkpoint, prevent_cse=False)
-def blockwise(q_BTNH, k_BSKH, v_BSKH, *, segment_ids):
-  """Queries in blocks, each against the keys up to its own end."""
-  length = q_BTNH.shape[1]
-  block = max(_MIN_BLOCK, -(-length // _MAX_BLOCKS))
-  outs = []
-  for start in range(0, length, block):
-    end = min(start + block, length)
-    attend_block = jax.checkpoint(
-      functools.partial(_attend_block, first_row=start), prevent_cse=False
+  num_queries, num_keys = q_BTNH.shape[1], k_BSKH.shape[1]
+  if implementation not in _IMPLEMENTATIONS:
+    raise ValueError(
+      f"attention implementation={implementation!r} is none of "
+      f"{', '.join(_IMPLEMENTATIONS)}."
     )
-    outs.append(
-      attend_block(
-        q_BTNH[:, start:end],
-        k_BSKH[:, :end],
-        v_BSKH[:, :end],
-        segment_ids[:, start:end],
-        segment_ids[:, :end],
+  if window is not None and window < 1:
+    raise ValueError(
+      f"attention window={window} must be at least 1 (the query's own key), or "
+      "None for no window."
+    )
+  if softcap is not None and softcap <= 0:
+    raise ValueError(
+      f"attention softcap={softcap} must be positive, or None for no cap."
+    )
+  if k_segment_ids is None and num_queries != num_keys:
+    raise ValueError(
+      f"attention of {num_queries} queries to {num_keys} keys needs "
+      "k_segment_ids: one id for each key."
+    )
+  is_self = k_segment_ids is None and isinstance(q_start, int) and q_start == 0
+  if k_segment_ids is None:
+    k_segment_ids = q_segment_ids
+  if scale is None:
+    scale = q_BTNH.shape[-1] ** -0.5
+  platform = _platform()
+  cudnn = attention_dot_product.has_cudnn(
+    q_BTNH, v_BSKV, sinks=sinks_N is not None, platform=platform
+  )
+  if implementation == "auto":
+    if platform == "tpu" and is_self:
+      implementation = "splash"
+    elif cudnn and softcap is None:
+      implementation = "dot_product"
+    else:
+      implementation = "blockwise"
+
+  if implementation == "splash":
+    if not is_self:
+      raise ValueError(
+        "attention implementation='splash' cannot do k_segment_ids or q_start "
+        "(keys of a cache); use 'auto', 'blockwise', 'dot_product' or "
+        "'reference'."
       )
+    return attention_splash.attend(
+      q_BTNH,
+      k_BSKH,
+      v_BSKV,
+      segment_ids=q_segment_ids,
+      scale=scale,
+      window=window,
+      softcap=softcap,
+      sinks_N=sinks_N,
+      interpret=platform != "tpu",
     )
-  return jnp.concatenate(outs, axis=1)
-
-
-def dot_product(q_BTNH, k_BSKH, v_BSKH, *, segment_ids):
-  """jax.nn.dot_product_attention, masked by segment and causally."""
-  mask = segment_ids[:, None, :, None] == segment_ids[:, None, None, :]
-  return jax.nn.dot_product_attention(
-    q_BTNH, k_BSKH, v_BSKH, mask=mask, is_causal=True
+  if implementation == "dot_product":
+    if softcap is not None:
+      raise ValueError(
+        f"attention implementation='dot_product' cannot do softcap={softcap}; "
+        "use 'auto', 'blockwise', 'splash' or 'reference'."
+      )
+    return attention_dot_product.attend(
+      q_BTNH,
+      k_BSKH,
+      v_BSKV,
+      q_segment_ids=q_segment_ids,
+      k_segment_ids=k_segment_ids,
+      q_start=q_start,
+      scale=scale,
+      window=window,
+      sinks_N=sinks_N,
+      backend="cudnn" if cudnn else "xla",
+    )
+  if implementation == "blockwise":
+    return attention_blockwise.attend(
+      q_BTNH,
+      k_BSKH,
+      v_BSKV,
+      q_segment_ids=q_segment_ids,
+      k_segment_ids=k_segment_ids,
+      q_start=q_start,
+      scale=scale,
+      window=window,
+      softcap=softcap,
+      sinks_N=sinks_N,
+      platform=platform,
+    )
+  return attention_reference.attend(
+    q_BTNH,
+    k_BSKH,
+    v_BSKV,
+    q_segment_ids=q_segment_ids,
+    k_segment_ids=k_segment_ids,
+    q_start=q_start,
+    scale=scale,
+    window=window,
+    softcap=softcap,
+    sinks_N=sinks_N,
   )
+
+
+def _platform() -> str:
+  """What the program is compiled for: "tpu", "gpu" or "cpu".
+
+  A mesh of TPUs that are not here (a program compiled for later) is believed.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  device = None if mesh.empty else mesh.abstract_device
+  if device is not None and device.device_kind.startswith("TPU"):
+    return "tpu"
+  return jax.default_backend()

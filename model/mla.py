@@ -1,0 +1,241 @@
+"""Multi-head latent attention (DeepSeek-V2, arXiv:2405.04434, 2.1).
+
+A token is remembered as one latent vector, from which the keys and values of
+all heads are projected up, and one rotated key that all heads share. There are
+two ways to compute the same scores and values:
+
+  unabsorbed  Keys and values of every head are made from the latents, then
+              attended to as ever. Cheap for each pair of tokens.
+  absorbed    k_up is moved to the queries, v_up behind the attention: heads
+              attend to the latents themselves, as if to one wide key/value
+              head. Cheap for each token that is only looked at.
+
+Without a cache the first is taken. With one, the cheaper (`prefers_absorbed`):
+decoding absorbs, a long prefill does not.
+
+Dims: B batch, T query length, S key length, D model, N heads, C rank of keys
+and values (the latent), R rank of queries, H features of a head: of a query and
+key nope_head_dim + rope_head_dim, in that order, of a value value_head_dim.
+"""
+
+from collections.abc import Callable
+import functools
+from typing import Literal
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from model import config as model_config
+from model import kv_cache
+from model import linear
+from model import norm as norm_lib
+from model import rope
+from model import sharding
+from model.kernels import attention as kernel
+
+Form = Literal["auto", "absorbed", "unabsorbed"]
+# "latent" [B, S, C] and "rope_key" [B, S, H].
+State = dict[str, Float[Array, "B S H"]]
+
+
+class Mla(nnx.Module):
+  """Causal self-attention of one block."""
+
+  def __init__(
+    self,
+    config: model_config.MlaConfig,
+    *,
+    dim: int,
+    init_std: float,
+    out_std: float,
+    param_dtype: str,
+    implementation: str,
+    rngs: nnx.Rngs,
+    form: Form = "auto",
+  ):
+    """Args as config.
+
+    Args:
+      config: The mixer.
+      dim: D.
+      init_std: Of the weights.
+      out_std: Of the projection back to D.
+      param_dtype: Of the parameters.
+      implementation: Of kernels/attention.py.
+      rngs: Randomness.
+      form: How to compute; `auto` chooses as the module says.
+    """
+    heads, rank = config.num_heads, config.kv_rank
+    nope, rotated = config.nope_head_dim, config.rope_head_dim
+
+    def normal(std, *shape):
+      return nnx.Param(std * jax.random.normal(rngs(), shape, param_dtype))
+
+    def ones(*shape):
+      return nnx.Param(jnp.ones(shape, param_dtype))
+
+    if config.q_rank is None:
+      self.q_DNH = normal(init_std, dim, heads, nope + rotated)
+    else:
+      self.q_down_DR = normal(init_std, dim, config.q_rank)
+      self.q_norm_scale_R = ones(config.q_rank)
+      self.q_up_RNH = normal(init_std, config.q_rank, heads, nope + rotated)
+    self.latent_DC = normal(init_std, dim, rank)
+    self.latent_scale_C = ones(rank)
+    self.rope_key_DH = normal(init_std, dim, rotated)
+    self.k_up_CNH = normal(init_std, rank, heads, nope)
+    self.v_up_CNH = normal(init_std, rank, heads, config.value_head_dim)
+    self.o_NHD = normal(out_std, heads, config.value_head_dim, dim)
+    self.config = config
+    self.implementation = implementation
+    self.form = form
+
+  def state(self, rows: int, slots: int, dtype: str) -> State:
+    """An empty cache of latents and rotated keys."""
+    return {
+      "latent": jnp.zeros((rows, slots, self.config.kv_rank), dtype),
+      "rope_key": jnp.zeros((rows, slots, self.config.rope_head_dim), dtype),
+    }
+
+  def __call__(
+    self,
+    x: Float[Array, "B T D"],
+    *,
+    norm: Callable[[Float[Array, "B T D"]], Float[Array, "B T D"]],
+    span: kv_cache.Span,
+    state: State | None = None,
+  ) -> tuple[Float[Array, "B T D"], State | None]:
+    """Attention over norm(x), within segments and never to later tokens.
+
+    The norm is applied here, where it is recomputed. With a `state` the tokens
+    also see those in the cache; the state with theirs added is returned.
+    """
+    q_nope, q_rope, latent, rope_key = self._project(x, norm, span)
+    if state is not None:
+      state = {
+        "latent": kv_cache.write(state["latent"], latent, span.start),
+        "rope_key": kv_cache.write(state["rope_key"], rope_key, span.start),
+      }
+      latent = state["latent"].astype(x.dtype)
+      rope_key = state["rope_key"].astype(x.dtype)
+    absorbed = self.form == "absorbed"
+    if self.form == "auto" and state is not None:
+      absorbed = prefers_absorbed(
+        self.config, num_queries=x.shape[1], num_keys=latent.shape[1]
+      )
+    attend = self._attend_absorbed if absorbed else self._attend_unabsorbed
+    out = attend(q_nope, q_rope, latent, rope_key, span)
+    out = linear.project("BTNH,NHD->BTD", out, self.o_NHD[...])
+    return sharding.constrain(out, "BTD"), state
+
+  def _project(self, x, norm, span):
+    """Queries, without and with rotation; latents and rotated keys.
+
+    Each of the two pieces begins with a norm, which is cheap to recompute, and
+    ends with matmuls: the backward pass repeats no matmul and needs no copy of
+    what was normed.
+    """
+    config = self.config
+    cos_sin = rope.angles(
+      config.rope,
+      span.positions,
+      config.rope_head_dim,
+      valid=span.segment_ids > 0,
+    )
+
+    @functools.partial(jax.checkpoint, prevent_cse=False)
+    def down(x):
+      normed = norm(x)
+      if config.q_rank is None:
+        q = linear.project("BTD,DNH->BTNH", normed, self.q_DNH[...])
+      else:
+        q = linear.project("BTD,DR->BTR", normed, self.q_down_DR[...])
+      latent = linear.project("BSD,DC->BSC", normed, self.latent_DC[...])
+      rope_key = linear.project("BSD,DH->BSH", normed, self.rope_key_DH[...])
+      return q, latent, rope_key
+
+    @functools.partial(jax.checkpoint, prevent_cse=False)
+    def up(q):
+      q = norm_lib.rms_norm(q, self.q_norm_scale_R[...], config.latent_norm_eps)
+      return linear.project("BTR,RNH->BTNH", q, self.q_up_RNH[...])
+
+    q, latent, rope_key = down(x)
+    if config.q_rank is not None:
+      q = up(q)
+    q = sharding.constrain(q, "BTNH")
+    q_nope, q_rope = jnp.split(q, [config.nope_head_dim], axis=-1)
+    q_rope = rope.rotate(q_rope, *cos_sin, config.rope.pairing)
+    # One head, until it meets the queries.
+    rope_key = rope.rotate(rope_key[:, :, None], *cos_sin, config.rope.pairing)[
+      :, :, 0
+    ]
+    latent = norm_lib.rms_norm(
+      latent, self.latent_scale_C[...], config.latent_norm_eps
+    )
+    return q_nope, q_rope, latent, sharding.constrain(rope_key, "BSH")
+
+  def _attend_unabsorbed(self, q_nope, q_rope, latent, rope_key, span):
+    """Keys and values of every head are made."""
+    latent = sharding.constrain(latent, "BSC")
+    k_nope = linear.project("BSC,CNH->BSNH", latent, self.k_up_CNH[...])
+    v = linear.project("BSC,CNH->BSNH", latent, self.v_up_CNH[...])
+    k_rope = jnp.broadcast_to(
+      rope_key[:, :, None], (*k_nope.shape[:3], rope_key.shape[-1])
+    )
+    q = jnp.concatenate([q_nope, q_rope], axis=-1)
+    k = jnp.concatenate([k_nope, k_rope], axis=-1)
+    return self._attend(
+      sharding.constrain(q, "BTNH"),
+      sharding.constrain(k, "BSNH"),
+      sharding.constrain(v, "BSNH"),
+      span,
+    )
+
+  def _attend_absorbed(self, q_nope, q_rope, latent, rope_key, span):
+    """The latents are keys and values of one head that all queries share."""
+    latent = sharding.constrain(latent, "BSC")
+    q_latent = linear.project("BTNH,CNH->BTNC", q_nope, self.k_up_CNH[...])
+    q = jnp.concatenate([q_latent, q_rope], axis=-1)
+    k = jnp.concatenate([latent, rope_key], axis=-1)
+    out = self._attend(
+      sharding.constrain(q, "BTNC"), k[:, :, None], latent[:, :, None], span
+    )
+    return linear.project("BTNC,CNH->BTNH", out, self.v_up_CNH[...])
+
+  def _attend(self, q, k, v, span):
+    out = kernel.attend(
+      q,
+      k,
+      v,
+      q_segment_ids=span.segment_ids,
+      k_segment_ids=span.key_segment_ids,
+      q_start=span.start,
+      scale=self.config.scale,
+      implementation=self.implementation,
+    )
+    return sharding.constrain(out, "BTNH")
+
+
+def prefers_absorbed(
+  config: model_config.MlaConfig, *, num_queries: int, num_keys: int
+) -> bool:
+  """Whether absorbing takes fewer multiplications, all pairs T x S computed.
+
+  Of one head, with H_n, H_r and H_v features without and with rotation and of
+  a value:
+
+    unabsorbed  S C (H_n + H_v) for keys and values, T S (H_n + H_r + H_v)
+    absorbed    T C (H_n + H_v) for queries and output, T S (2 C + H_r)
+
+  For DeepSeek-V3 (C 512, H_n = H_v 128) and many keys: up to 170 queries.
+  """
+  up = config.kv_rank * (config.nope_head_dim + config.value_head_dim)
+  pairs = num_queries * num_keys
+  head = config.nope_head_dim + config.rope_head_dim + config.value_head_dim
+  unabsorbed = num_keys * up + pairs * head
+  absorbed = num_queries * up + pairs * (
+    2 * config.kv_rank + config.rope_head_dim
+  )
+  return absorbed < unabsorbed
