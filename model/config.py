@@ -3,7 +3,9 @@
 `ModelConfig` is the model's identity: it is stored in every checkpoint and two
 models with equal configs have parameters of equal names and shapes and compute
 the same function. `ExecutionConfig` may differ from run to run: precision,
-rematerialisation, which attention implementation.
+rematerialisation, which implementation of a kernel.
+
+Long, for it is the one list of all that a model can be.
 
 A block's mixer and feed-forward, and RoPE's scaling, are unions of dataclasses:
 a new kind is a new dataclass here, a module that computes it, and one branch in
@@ -83,10 +85,12 @@ class YarnScaling:
     beta_fast: Rotations over the original context from which a pair is kept.
     beta_slow: Rotations up to which a pair is stretched by `factor`.
     truncate: The ramp's ends are rounded to whole pairs.
-    mscale: DeepSeek's factors of cosine and sine: mscale(factor, mscale) /
-    mscale_all_dim: mscale(factor, mscale_all_dim), if both are given; MLA also
-      multiplies its softmax scale by the latter's square.
-    attention_factor: Of cosine and sine; unset: as above, or 0.1 ln(factor) + 1.
+    mscale: DeepSeek's m: if both m and m_all are given, cosine and sine are
+      multiplied by (0.1 m ln(factor) + 1) / (0.1 m_all ln(factor) + 1).
+    mscale_all_dim: DeepSeek's m_all; MLA multiplies its softmax scale by the
+      square of the denominator.
+    attention_factor: Of cosine and sine; unset: as above, or without m and
+      m_all 0.1 ln(factor) + 1.
   """
 
   KIND: ClassVar[str] = "yarn"
@@ -429,6 +433,11 @@ class MoeConfig:
       f"MoeConfig.shared_dim={self.shared_dim} must be 0 or more.",
     )
     _check(
+      self.shared_dim == 0 or self.activation != "clamped_swiglu",
+      f"MoeConfig.shared_dim={self.shared_dim}: a shared expert has no "
+      "clamped_swiglu; set it to 0 or choose another activation.",
+    )
+    _check(
       self.shared_dim > 0 or not self.shared_gate,
       "MoeConfig.shared_gate=True needs a shared expert: set shared_dim.",
     )
@@ -603,6 +612,9 @@ class ExecutionConfig:
       than to store); `full`: every block from its input.
     attention: Which implementation; `auto` chooses by platform
       (kernels/attention.py).
+    experts: Which grouped matmul; likewise (kernels/grouped_mlp.py).
+    expert_exchange: How tokens reach experts on other devices: all are gathered
+      there (`gather`), or each is sent (`all_to_all`); likewise (moe.py).
   """
 
   compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"
@@ -611,6 +623,8 @@ class ExecutionConfig:
   attention: Literal[
     "auto", "reference", "blockwise", "dot_product", "splash"
   ] = "auto"
+  experts: Literal["auto", "reference", "blocks", "ragged"] = "auto"
+  expert_exchange: Literal["auto", "gather", "all_to_all"] = "auto"
 
 
 def dense(

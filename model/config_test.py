@@ -21,22 +21,22 @@ _MODEL: dict[str, Any] = {
 }
 
 
-_MLA = {
+_MLA: dict[str, Any] = {
   "num_heads": 4,
   "kv_rank": 16,
   "nope_head_dim": 8,
   "rope_head_dim": 4,
   "value_head_dim": 8,
 }
-_DELTA_NET = {
+_DELTA_NET: dict[str, Any] = {
   "num_key_heads": 2,
   "num_value_heads": 4,
   "key_head_dim": 8,
   "value_head_dim": 8,
 }
-_MOE = {"num_experts": 8, "experts_per_token": 2, "dim": 16}
-_YARN = {"factor": 4.0, "original_max_seq_len": 64}
-_LONG = {
+_MOE: dict[str, Any] = {"num_experts": 8, "experts_per_token": 2, "dim": 16}
+_YARN: dict[str, Any] = {"factor": 4.0, "original_max_seq_len": 64}
+_LONG: dict[str, Any] = {
   "short_factor": (1.0, 1.0),
   "long_factor": (1.0, 2.0),
   "original_max_seq_len": 64,
@@ -379,7 +379,7 @@ class ConfigTest(parameterized.TestCase):
 
   def test_scale_of_longrope(self):
     # Phi-3's 128k: sqrt(1 + ln 32 / ln 4096) = 1.19023807.
-    long = {"original_max_seq_len": 4096, "factor": 32.0}
+    long: dict[str, Any] = {"original_max_seq_len": 4096, "factor": 32.0}
     scaling = config.LongRopeScaling(**_LONG | long)
     self.assertAlmostEqual(scaling.rotation_scale, 1.19023807)
     self.assertEqual(

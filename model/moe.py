@@ -128,11 +128,7 @@ class Moe(nnx.Module):
       self.up_bias_EF = zeros(num_experts, width)
       self.down_bias_ED = zeros(num_experts, dim)
     if config.shared_dim:
-      if config.activation == "clamped_swiglu":
-        raise ValueError(
-          "MoeConfig.activation='clamped_swiglu' has no shared expert: set "
-          f"shared_dim={config.shared_dim} to 0."
-        )
+      assert config.activation != "clamped_swiglu"  # MoeConfig refuses it.
       self.shared = mlp.Mlp(
         model_config.MlpConfig(
           dim=config.shared_dim, activation=config.activation

@@ -56,8 +56,8 @@ class Output:
   Attributes:
     hidden: Final hidden states, normed: multiply with `head` for logits.
     cache: The cache with the new tokens in it; None without one.
-    router: By group and block, what the routers did (router_lib.RouterStats), stacked
-      over L. Empty without mixtures of experts.
+    router: By group and block, what the routers did, stacked over L. Empty
+      without mixtures of experts.
     residual: The residual stream after the last block, before the final norm.
     inputs: What enters each layer [L, B, T, D]; None unless `capture`.
   """
@@ -121,7 +121,12 @@ class Block(nnx.Module):
       case model_config.MlpConfig():
         self.feed_forward = mlp.Mlp(block.feed_forward, **init)
       case model_config.MoeConfig():
-        self.feed_forward = moe.Moe(block.feed_forward, **init)
+        self.feed_forward = moe.Moe(
+          block.feed_forward,
+          implementation=execution.experts,
+          exchange=execution.expert_exchange,
+          **init,
+        )
     self.norms = block.norms
 
   def __call__(
@@ -282,7 +287,10 @@ class Transformer(nnx.Module):
       capture: Keep what enters each layer and each token's routing too.
     """
     span = kv_cache.span(
-      cache, positions=positions, segment_ids=segment_ids, shape=tokens.shape
+      cache,
+      positions=positions,
+      segment_ids=segment_ids,
+      shape=(tokens.shape[0], tokens.shape[1]),
     )
     x = self.embed(tokens)
     if self.config.learned_positions:
@@ -335,7 +343,7 @@ class Transformer(nnx.Module):
         None,
         positions=positions,
         segment_ids=segment_ids,
-        shape=tokens.shape,
+        shape=(tokens.shape[0], tokens.shape[1]),
       ),
     )
 

@@ -1,5 +1,6 @@
 import dataclasses
 import functools
+from typing import Any
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -15,9 +16,16 @@ _LENGTH = 11
 
 
 def block(
-  *, num_heads=2, num_kv_heads=1, head_dim=4, mlp_dim=12, norms="pre", **options
+  *,
+  num_heads=2,
+  num_kv_heads=1,
+  head_dim=4,
+  mlp_dim=12,
+  norms: Any = "pre",
+  **options,
 ):
-  options = {"rope": model_config.RopeConfig(theta=100.0)} | options
+  rope = model_config.RopeConfig(theta=100.0)
+  options: dict[str, Any] = {"rope": rope} | options
   return model_config.BlockConfig(
     mixer=model_config.AttentionConfig(
       num_heads=num_heads,
@@ -87,7 +95,7 @@ def learned_positions():
   )
 
 
-def make_batch():
+def make_batch() -> dict[str, Any]:
   return fixtures.batch(vocab_size=19, rows=2, length=_LENGTH)
 
 
@@ -473,9 +481,9 @@ class TransformerTest(parameterized.TestCase):
       execution = fixtures.execution()
       _, shapes = transformer.abstract(config, execution)
       loss = fixtures.make_loss(config, execution)
-      return str(
-        jax.make_jaxpr(jax.grad(loss))(shapes, make_batch())
-      ).count("\n")
+      return str(jax.make_jaxpr(jax.grad(loss))(shapes, make_batch())).count(
+        "\n"
+      )
 
     self.assertEqual(num_equations(2), num_equations(40))
 

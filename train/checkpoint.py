@@ -65,6 +65,10 @@ class Checkpoints:
       ),
     )
 
+  def steps(self) -> list[int]:
+    """Steps that the run has saved, ascending."""
+    return model_checkpoint.steps(self.folder)
+
   def check(self) -> None:
     """Compares this run with the newest readable checkpoint; reads no arrays.
 

@@ -6,6 +6,7 @@ above `main`, frozen dataclasses again below it (`from_config_dict`).
 """
 
 import dataclasses
+import functools
 import os
 import types
 import typing
@@ -59,17 +60,22 @@ class LoopConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
-  """When training states are saved; one is always saved at the end.
+  """When training states are saved, and from which a run begins.
+
+  One is always saved at the end.
 
   Attributes:
     every: Steps between checkpoints.
     keep: How many of the newest stay on disk.
     keep_every: Steps whose multiples are never deleted; unset: none.
+    init_from: Checkpoint whose parameters the run begins with, such as one made
+      by //tools/hf:import; empty: fresh ones. Not read when the run resumes.
   """
 
   every: int = 1000
   keep: int = 3
   keep_every: int | None = None
+  init_from: str = ""
 
   def __post_init__(self):
     for name in ("every", "keep", "keep_every"):
@@ -170,6 +176,7 @@ _MAY_CHANGE = (
   "data.root",
   "eval.",
   "execution.attention",
+  "execution.expert",
   "execution.remat",
   "loss.chunk_tokens",
   "mesh.",
@@ -201,7 +208,12 @@ def from_config_dict(
     ValueError: Names the field, its value and the fix.
   """
   run = schema.from_dict(RunConfig, _to_plain(config), path="config")
-  return dataclasses.replace(run, data=_absolute(run.data, base_dir))
+  start = _absolute_path(run.checkpoint.init_from, base_dir)
+  return dataclasses.replace(
+    run,
+    data=_absolute(run.data, base_dir),
+    checkpoint=dataclasses.replace(run.checkpoint, init_from=start),
+  )
 
 
 def from_saved(saved: dict[str, Any]) -> RunConfig:
@@ -227,14 +239,16 @@ def _may_change(key: str) -> bool:
   return is_place or key.startswith(_MAY_CHANGE)
 
 
+def _absolute_path(path: str, base_dir: str) -> str:
+  if not path or "://" in path:
+    return path
+  return os.path.normpath(os.path.join(base_dir, os.path.expanduser(path)))
+
+
 def _absolute(
   data: data_config.DataConfig, base_dir: str
 ) -> data_config.DataConfig:
-  def absolute(path: str) -> str:
-    if not path or "://" in path:
-      return path
-    return os.path.normpath(os.path.join(base_dir, os.path.expanduser(path)))
-
+  absolute = functools.partial(_absolute_path, base_dir=base_dir)
   return dataclasses.replace(
     data,
     tokenizer=absolute(data.tokenizer),

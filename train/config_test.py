@@ -10,6 +10,7 @@ from absl.testing import absltest
 from absl.testing import parameterized
 import ml_collections
 
+from model import config as model_config
 from model import schema
 from model.presets import deepseek
 from model.presets import gemma
@@ -56,8 +57,14 @@ class ReadTest(parameterized.TestCase):
     block.feed_forward.dim = 48
     changed = config.from_config_dict(overridable, base_dir="/")
     block = changed.model.groups[0].pattern[5]
+    assert isinstance(block.mixer, model_config.AttentionConfig)
     self.assertEqual(block.mixer.window, 7)
-    self.assertEqual(block.mixer.rope.scaling.factor, 2.0)
+    self.assertEqual(
+      block.mixer.rope,
+      model_config.RopeConfig(
+        theta=1e6, scaling=model_config.LinearScaling(factor=2.0)
+      ),
+    )
     self.assertEqual(block.feed_forward.dim, 48)
 
   def test_another_kind_by_override(self):

@@ -20,6 +20,7 @@ from train import config as config_lib
 from train import evaluate
 from train import evaluator as evaluator_lib
 from train import hardware
+from train import initial
 from train import metrics as metrics_lib
 from train import preemption
 from train import program as program_lib
@@ -76,11 +77,15 @@ def run(
     )
     stack.callback(checkpoints.close)
     checkpoints.check()
+    if config.checkpoint.init_from and not checkpoints.steps():
+      initial.check(config, data)
     program = program_lib.build(config, mesh)
     logging.info("Compiled the step in %.1f s.", program.compile_seconds)
 
     restored = checkpoints.restore_latest(program.shapes, program.shardings)
-    if restored is None:
+    if restored is None and config.checkpoint.init_from:
+      state, start = program.begin(initial.load(config, mesh)), 0
+    elif restored is None:
       state, start = program.init(), 0
     else:
       state, start = restored.state, int(restored.state.step)

@@ -45,7 +45,7 @@ class OptimizerTest(parameterized.TestCase):
       "sinks_N": False,
     }
     params = {name: np.zeros((2, 2, 2), np.float32) for name in names}
-    self.assertEqual(optimizer.decays(params), names)
+    self.assertEqual(optimizer.decays(params, which="matrices"), names)
 
   @parameterized.parameters("matrices", "all")
   def test_follows_the_definition(self, decay):

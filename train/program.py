@@ -39,6 +39,7 @@ class Program:
     shapes: The training state, abstractly.
     shardings: Where its arrays lie.
     init: () -> fresh state, made in place on the devices.
+    begin: (params) -> state that begins with these; they are donated.
     train_step: (state, batch) -> (state, metrics); `state` is donated.
     eval_step: (params, batch) -> loss sums.
     compile_seconds: Wall time of tracing and compiling `train_step`.
@@ -48,6 +49,7 @@ class Program:
   shapes: step_lib.TrainState
   shardings: step_lib.TrainState
   init: Callable[[], step_lib.TrainState]
+  begin: Callable[[Any], step_lib.TrainState]
   train_step: jax.stages.Compiled
   eval_step: Callable[..., Any]
   compile_seconds: float
@@ -112,6 +114,11 @@ def build(config: config_lib.RunConfig, mesh: jax.sharding.Mesh) -> Program:
     shapes=shapes,
     shardings=shardings,
     init=jax.jit(init_state, out_shardings=shardings),
+    begin=jax.jit(
+      lambda params: step_lib.init_state(lambda: params, optimizer),
+      donate_argnums=0,
+      out_shardings=shardings,
+    ),
     train_step=compiled,
     eval_step=jax.jit(
       step_lib.make_eval_step(graphdef=graphdef, loss=config.loss)
