@@ -8,10 +8,11 @@ punctuation, runs of white space.
 
 Special tokens are never read from text: a document that contains
 "<|end_of_text|>" is encoded as these characters. Only code that works with ids
-can place one.
+can place one, and `encode_with_special_tokens`, which is for prompts.
 """
 
 import collections.abc
+import functools
 import hashlib
 import json
 import pathlib
@@ -179,6 +180,27 @@ class Tokenizer:
     """`encode` of each text, on all cores unless TOKENIZERS_PARALLELISM=0."""
     encodings = self._backend.encode_batch_fast(texts, add_special_tokens=False)
     return [encoding.ids for encoding in encodings]
+
+  def encode_with_special_tokens(
+    self, text: str, *, add: bool = False
+  ) -> list[int]:
+    """Ids of a prompt, as Hugging Face's tokenizer gives them.
+
+    For text of our own or of a chat template, never for documents: the name of
+    a special token in it is that token.
+
+    Args:
+      text: the prompt.
+      add: put around it what tokenizer.json says, such as a BOS.
+    """
+    return self._prompt_backend.encode(text, add_special_tokens=add).ids
+
+  @functools.cached_property
+  def _prompt_backend(self) -> tokenizers.Tokenizer:
+    # A copy: switched to and fro, one backend would fail with several threads.
+    backend = tokenizers.Tokenizer.from_str(self._backend.to_str())
+    backend.encode_special_tokens = False
+    return backend
 
   def decode(self, ids: collections.abc.Sequence[int] | np.ndarray) -> str:
     """Text of the ids; special tokens by name, torn characters as U+FFFD."""

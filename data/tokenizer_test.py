@@ -1,5 +1,6 @@
 import json
 import pathlib
+import threading
 import unicodedata
 
 from absl.testing import absltest
@@ -12,6 +13,7 @@ from tokenizers import pre_tokenizers
 from data import fixtures
 from data import tokenizer as tokenizer_lib
 
+_TESTDATA = pathlib.Path(__file__).parent / "testdata"
 _TEXTS = [fixtures.text(index) for index in range(200)]
 _KOREAN = "한국어 문장입니다. 값은 ①23,456원!"
 
@@ -61,6 +63,37 @@ class TokenizerTest(parameterized.TestCase):
         self.assertGreaterEqual(
           min(ids), len(tokenizer_lib.SPECIAL_TOKENS), text
         )
+
+  @parameterized.parameters("tiny_bytelevel_bpe", "tiny_metaspace_bytefallback")
+  def test_prompts_are_encoded_as_hugging_face_does(self, name):
+    golden = json.loads((_TESTDATA / name / "golden.json").read_text())
+    tokenizer = tokenizer_lib.Tokenizer.load(_TESTDATA / name)
+    self.assertNotEmpty(golden["encode"])
+    for case in golden["encode"]:
+      text = case["text"]
+      self.assertEqual(
+        tokenizer.encode_with_special_tokens(text, add=True), case["ids"]
+      )
+      self.assertEqual(
+        tokenizer.encode_with_special_tokens(text), case["ids_no_special"]
+      )
+
+  def test_special_tokens_in_prompts_do_not_leak_into_documents(self):
+    prompt = "<|begin_of_text|>one<|end_of_text|>"
+    document = self.tokenizer.encode(prompt)
+    read = self.tokenizer.encode_with_special_tokens(prompt)
+    self.assertEqual(read, [0, *self.tokenizer.encode("one"), 1])
+    results = []
+    thread = threading.Thread(
+      target=lambda: results.extend(
+        self.tokenizer.encode_with_special_tokens(prompt) for _ in range(500)
+      )
+    )
+    thread.start()
+    documents = [self.tokenizer.encode(prompt) for _ in range(500)]
+    thread.join()
+    self.assertEqual(results, [read] * 500)
+    self.assertEqual(documents, [document] * 500)
 
   def test_special_ids(self):
     self.assertEqual(self.tokenizer.bos_id, 0)

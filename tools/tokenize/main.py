@@ -1,6 +1,6 @@
 """Text files to a tokenized dataset that `data` can train on.
 
-    bazel run //tools/tokenize -- --input=corpus/ --output=tokens/ \
+    ./bazelw run //tools/tokenize -- --input=corpus/ --output=tokens/ \
       --tokenizer=tokenizer.json
 
 Run the same command again after an interruption: it does what is missing.
@@ -9,11 +9,11 @@ Run the same command again after an interruption: it does what is missing.
 import os
 import time
 
-from absl import app
 from absl import flags
 
 from data import documents
 from data import tokenization
+from tools import command_line
 
 _INPUT = flags.DEFINE_multi_string(
   "input", [], "File or folder; give it again for more."
@@ -43,32 +43,25 @@ _VERIFY = flags.DEFINE_bool(
 )
 
 
-def main(argv: list[str]) -> None:
+def main() -> None:
   """Makes the dataset that the flags ask for."""
-  if len(argv) > 1:
-    raise app.UsageError(f"unknown arguments {argv[1:]}; all are --flags")
-  for flag in (_INPUT, _OUTPUT, _TOKENIZER):
-    if not flag.value:
-      raise app.UsageError(f"--{flag.name} is not set; it is required")
+  output = command_line.user_path(_OUTPUT.value)
   started = time.monotonic()
-  try:
-    result = tokenization.run(
-      [_user_path(path) for path in _INPUT.value],
-      _user_path(_OUTPUT.value),
-      tokenizer=_user_path(_TOKENIZER.value),
-      options=tokenization.Options(
-        format=_FORMAT.value,
-        field=_FIELD.value,
-        num_shards=_NUM_SHARDS.value,
-        num_workers=_NUM_WORKERS.value,
-        verify=_VERIFY.value,
-      ),
-    )
-  except ValueError as error:
-    raise SystemExit(f"ERROR: {error}") from error
+  result = tokenization.run(
+    [command_line.user_path(path) for path in _INPUT.value],
+    output,
+    tokenizer=command_line.user_path(_TOKENIZER.value),
+    options=tokenization.Options(
+      format=_FORMAT.value,
+      field=_FIELD.value,
+      num_shards=_NUM_SHARDS.value,
+      num_workers=_NUM_WORKERS.value,
+      verify=_VERIFY.value,
+    ),
+  )
   seconds = time.monotonic() - started
   print(
-    f"{_user_path(_OUTPUT.value)}: {result.num_documents:,} documents,"
+    f"{output}: {result.num_documents:,} documents,"
     f" {result.num_tokens:,} tokens, {result.num_bytes:,} bytes of text"
     f" ({result.num_bytes / result.num_tokens:.2f} a token),"
     f" {sum(shard.num_empty for shard in result.shards)} empty documents left"
@@ -76,10 +69,5 @@ def main(argv: list[str]) -> None:
   )
 
 
-def _user_path(path: str) -> str:
-  """The path as the user means it: `bazel run` starts in another directory."""
-  return os.path.join(os.environ.get("BUILD_WORKING_DIRECTORY", ""), path)
-
-
 if __name__ == "__main__":
-  app.run(main)
+  command_line.run(main, required=("input", "output", "tokenizer"))
