@@ -40,8 +40,8 @@ class NormTest(parameterized.TestCase):
   def setUp(self):
     super().setUp()
     rng = np.random.default_rng(0)
-    self.x = 3 * rng.normal(size=(2, 5, 24)).astype(np.float32)
-    self.scale = rng.normal(size=24).astype(np.float32)
+    self.x = jnp.asarray(3 * rng.normal(size=(2, 5, 24)), jnp.float32)
+    self.scale = jnp.asarray(rng.normal(size=24), jnp.float32)
 
   @parameterized.parameters(1e-5, 1e-6, 0.5)
   def test_equals_the_reference(self, eps):
@@ -83,17 +83,18 @@ class NormTest(parameterized.TestCase):
       return np.sum(reference(x, scale, 1e-5) * cotangent)
 
     # Central differences in float64: error O(step^2), about 1e-9.
+    x, scale = (np.asarray(a, np.float64) for a in (self.x, self.scale))
     step = 1e-5
     for gradient, slope in (
       (
         np.sum(np.asarray(d_x, np.float64) * direction),
-        reference_loss(self.x + step * direction, self.scale)
-        - reference_loss(self.x - step * direction, self.scale),
+        reference_loss(x + step * direction, scale)
+        - reference_loss(x - step * direction, scale),
       ),
       (
         np.sum(np.asarray(d_scale, np.float64) * direction[0, 0]),
-        reference_loss(self.x, self.scale + step * direction[0, 0])
-        - reference_loss(self.x, self.scale - step * direction[0, 0]),
+        reference_loss(x, scale + step * direction[0, 0])
+        - reference_loss(x, scale - step * direction[0, 0]),
       ),
     ):
       np.testing.assert_allclose(gradient, slope / (2 * step), rtol=1e-5)

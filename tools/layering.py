@@ -34,7 +34,7 @@ _BANNED_PACKAGES = {
 _PICKLES = ("cloudpickle", "dill", "joblib", "pickle", "shelve")
 # A module needs no test of its own where its folder has one for all of them,
 # where it is a program, or where it is there for tests (testonly).
-_TESTED_TOGETHER = ("configs", "presets", "testdata")
+_TESTED_TOGETHER = ("configs", "families", "presets", "testdata")
 _PROGRAM_SUFFIXES = (
   "_benchmark.py",
   "/benchmark.py",

@@ -58,6 +58,7 @@ PUBLISHED: tuple[Callable[[], model_config.ModelConfig], ...] = (
   olmo.v2_7b,
   olmo.v2_13b,
   olmo.v2_32b,
+  olmo.olmoe_1b_7b,
   phi.v3_mini_4k,
   qwen.v2_0_5b,
   qwen.v2_1_5b,

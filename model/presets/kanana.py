@@ -2,15 +2,14 @@
 
 Sources: the Kanana technical report (arXiv:2502.18934) for the dense family,
 whose 9.8B is the 8B depth-upscaled from 32 to 40 layers, and the published
-config.json of Kanana-1.5-2.1B and -8B for the shapes. Of Kanana-MoE, Kakao's
-engineering blog gives 13.4B parameters with 2.3B active, upcycled from the 2.1B
-to 64 experts of which 8 see a token; of Kanana-2 its model card gives 30B with
-3B active, 48 layers of which the first is dense, 128 experts of which 6 and 2
-shared see a token, latent attention, vocabulary 128,256 and context 32,768.
+config.json of Kanana-1.5-2.1B and -8B for the shapes. Kakao gives Kanana-MoE
+13.4B parameters with 2.3B active, upcycled from the 2.1B to 64 experts of which
+8 see a token; and Kanana-2 30B with 3B active, latent attention, and 128
+experts of which 6 and 2 shared see a token.
 
 The shapes reproduce the published sizes (presets_test.py). What a size cannot
-tell is derived or assumed, as each function says; tools that import a
-checkpoint take it from the checkpoint's own config.
+tell is derived or assumed, as each function says, and not checked against a
+checkpoint; tools that import one take it from the checkpoint's own config.
 """
 
 import dataclasses
@@ -73,10 +72,10 @@ def moe_13b() -> model_config.ModelConfig:
 def v2_30b_a3b() -> model_config.ModelConfig:
   """Kanana-2-30B-A3B: latent attention without a latent of the queries.
 
-  Derived from its size, or assumed where size says nothing: D 2048, 32 heads of
-  DeepSeek-V3's widths, experts of width 768, a dense first layer of 8 times
-  that, V3's sigmoid router without groups; the scale of its weights and RoPE's
-  theta.
+  Derived from its size: D 2048, 48 layers, experts of width 768. Assumed, as
+  size says nothing or little of it: 32 heads of DeepSeek-V3's widths, a dense
+  first layer of 8 experts' width, V3's sigmoid router without groups and its
+  weights' scale, vocabulary, context and RoPE's theta.
   """
   mixer = model_config.MlaConfig(
     num_heads=32,

@@ -1,6 +1,7 @@
-"""Ai2's OLMo 2: norms after each sublayer, and of queries and keys.
+"""Ai2's OLMo 2 and OLMoE: queries and keys normed over whole projections.
 
-Sources: arXiv:2501.00656 and the published config.json of each. Parameter
+OLMo 2 has its norms after each sublayer, OLMoE before it. Sources:
+arXiv:2501.00656, 2409.02060 and the published config.json of each. Parameter
 counts equal those of the published checkpoints (presets_test.py).
 """
 
@@ -32,6 +33,29 @@ def v2_32b() -> model_config.ModelConfig:
   """OLMo 2 32B: the only one with grouped queries."""
   return _make(
     name="olmo-2-32b", dim=5120, num_layers=64, num_kv_heads=8, mlp_dim=27_648
+  )
+
+
+def olmoe_1b_7b() -> model_config.ModelConfig:
+  """OLMoE-1B-7B: 64 experts, 8 per token."""
+  block = model_config.BlockConfig(
+    mixer=model_config.AttentionConfig(
+      num_heads=16, num_kv_heads=16, head_dim=128, qk_norm="projection"
+    ),
+    feed_forward=model_config.MoeConfig(
+      num_experts=64,
+      experts_per_token=8,
+      dim=1024,
+      router=model_config.RouterConfig(normalize=False),
+    ),
+  )
+  return model_config.ModelConfig(
+    name="olmoe-1b-7b",
+    vocab_size=50_304,
+    dim=2048,
+    groups=model_config.group_layers([block] * 16),
+    tie_embeddings=False,
+    max_seq_len=4096,
   )
 
 

@@ -56,6 +56,7 @@ _TOTALS = {
   "olmo-2-7b": 7_298_617_344,
   "olmo-2-13b": 13_716_198_400,
   "olmo-2-32b": 32_234_279_936,
+  "olmoe-1b-7b": 6_919_161_856,
   "phi-3-mini-4k": 3_821_079_552,
   "qwen2-0.5b": 494_032_768,
   "qwen2-1.5b": 1_543_714_304,
@@ -89,6 +90,7 @@ _ACTIVE = {
   "kanana-2-30b-a3b": ("3", False),
   "mixtral-8x7b": ("12.9", True),
   "mixtral-8x22b": ("39", True),
+  "olmoe-1b-7b": ("1.3", True),
   "qwen3-30b-a3b": ("3.3", True),
   "qwen3-235b-a22b": ("22", True),
 }

