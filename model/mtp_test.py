@@ -1,6 +1,7 @@
 """Modules of multi-token prediction: value, packing, gradients."""
 
 import functools
+from typing import Any
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -46,7 +47,7 @@ def batch():
 
 
 @functools.cache
-def setup(remat="none"):
+def setup(remat: Any = "none"):
   execution = model_config.ExecutionConfig(compute_dtype="float32", remat=remat)
   graphdef, shapes = transformer.abstract(_CONFIG, execution)
   # By NumPy: compiling JAX's random numbers takes longer than the tests.

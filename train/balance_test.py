@@ -108,7 +108,7 @@ class BalanceTest(parameterized.TestCase):
       jax.jit(
         functools.partial(
           step_lib.train_sums,
-          batch=cls.batch,
+          batch=jax.tree.map(jnp.asarray, cls.batch),
           graphdef=cls.graphdef,
           config=step_lib.LossConfig(),
         )
@@ -218,7 +218,8 @@ class BalanceTest(parameterized.TestCase):
   )
   def test_refuses(self, name):
     with self.assertRaisesRegex(ValueError, rf"balance.{name}=-1.0 must be 0"):
-      balance.BalanceConfig(**{name: -1.0})
+      settings: dict[str, Any] = {name: -1.0}
+      balance.BalanceConfig(**settings)
 
 
 if __name__ == "__main__":

@@ -326,8 +326,10 @@ class MtpTest(parameterized.TestCase):
       )
     )
     losses = []
-    for mesh_config in (_mesh(), _mesh(fsdp=2, tensor=2)):
-      num_devices = mesh_config.fsdp * mesh_config.tensor
+    for num_devices, mesh_config in (
+      (1, _mesh()),
+      (4, _mesh(fsdp=2, tensor=2)),
+    ):
       mesh = sharding.make_mesh(mesh_config, jax.devices()[:num_devices])
       with jax.set_mesh(mesh):
         params = jax.device_put(
