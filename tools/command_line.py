@@ -29,6 +29,8 @@ def run(
 ) -> NoReturn:
   """Runs `main` under absl; bad input ends in one line and exit code 1.
 
+  Libraries print only their warnings, unless --v asks for more.
+
   Args:
     main: Reads its flags itself.
     required: Flags that must be given.
@@ -41,6 +43,8 @@ def run(
     for name in required:
       if not flags.FLAGS[name].value:
         raise app.UsageError(f"--{name} is not set; it is required")
+    if logging.get_verbosity() == logging.INFO:
+      logging.set_verbosity(logging.WARNING)
     try:
       main()
     except errors as error:

@@ -17,7 +17,6 @@ import tempfile
 import time
 
 from absl import flags
-from absl import logging
 import jax
 import numpy as np
 import tqdm
@@ -215,7 +214,6 @@ def score(
 
 def main() -> None:
   """Prints the loss that the flags ask for."""
-  _quiet_libraries()
   model = trained_model.load(
     command_line.user_path(_CHECKPOINT.value),
     compute_dtype=_COMPUTE_DTYPE.value,
@@ -275,12 +273,6 @@ def _check_sizes(model: trained_model.TrainedModel) -> None:
       f"--batch_size={_BATCH_SIZE.value} must be a multiple of {shards}: that "
       "many groups of devices share the rows."
     )
-
-
-def _quiet_libraries() -> None:
-  """Warnings only, unless --v asks for more."""
-  if logging.get_verbosity() == logging.INFO:
-    logging.set_verbosity(logging.WARNING)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ import time
 from typing import Any
 
 from absl import flags
-from absl import logging
 import jax
 import numpy as np
 
@@ -158,7 +157,6 @@ def _until(ids: list[int], ends: set[int]) -> list[int]:
 
 def main() -> None:
   """Prints what the flags ask for."""
-  _quiet_libraries()
   model = trained_model.load(
     command_line.user_path(_CHECKPOINT.value),
     compute_dtype=_COMPUTE_DTYPE.value,
@@ -199,12 +197,6 @@ def _decode(
   if whole.startswith(prompt):
     return whole.removeprefix(prompt)
   return tokenizer.decode(after)
-
-
-def _quiet_libraries() -> None:
-  """Warnings only, unless --v asks for more."""
-  if logging.get_verbosity() == logging.INFO:
-    logging.set_verbosity(logging.WARNING)
 
 
 if __name__ == "__main__":
