@@ -158,8 +158,9 @@ class Attention(nnx.Module):
       k,
       v,
       q_segment_ids=span.segment_ids,
-      k_segment_ids=span.key_segment_ids,
-      q_start=span.start,
+      # Without a cache the keys are the queries' tokens: splash needs to know.
+      k_segment_ids=None if state is None else span.key_segment_ids,
+      q_start=0 if state is None else span.start,
       scale=config.scale,
       window=config.window,
       softcap=config.softcap,
@@ -167,9 +168,15 @@ class Attention(nnx.Module):
       implementation=self.implementation,
     )
     out = sharding.constrain(out, "BTNH")
-    if gate is not None:
-      out *= jax.nn.sigmoid(gate.astype(jnp.float32)).astype(out.dtype)
-    out = linear.project("BTNH,NHD->BTD", out, self.o_NHD[...])
+
+    # The backward pass recomputes the product with the gate, no matmul.
+    @functools.partial(jax.checkpoint, prevent_cse=False)
+    def project_out(out, gate):
+      if gate is not None:
+        out *= jax.nn.sigmoid(gate.astype(jnp.float32)).astype(out.dtype)
+      return linear.project("BTNH,NHD->BTD", out, self.o_NHD[...])
+
+    out = project_out(out, gate)
     if config.out_bias:
       out += self.o_bias_D[...].astype(out.dtype)
     return sharding.constrain(out, "BTD"), state

@@ -189,7 +189,9 @@ class AttentionTest(parameterized.TestCase):
     self.assertIsNone(state)
     return out
 
-  @parameterized.parameters("reference", "blockwise", "dot_product", "auto")
+  @parameterized.parameters(
+    "reference", "blockwise", "dot_product", "splash", "auto"
+  )
   def test_equals_the_reference(self, implementation):
     module = make(implementation)
     np.testing.assert_allclose(

@@ -126,7 +126,9 @@ class Mla(nnx.Module):
         self.config, num_queries=x.shape[1], num_keys=latent.shape[1]
       )
     attend = self._attend_absorbed if absorbed else self._attend_unabsorbed
-    out = attend(q_nope, q_rope, latent, rope_key, span)
+    out = attend(
+      q_nope, q_rope, latent, rope_key, span, has_cache=state is not None
+    )
     out = linear.project("BTNH,NHD->BTD", out, self.o_NHD[...])
     return sharding.constrain(out, "BTD"), state
 
@@ -176,7 +178,9 @@ class Mla(nnx.Module):
     )
     return q_nope, q_rope, latent, sharding.constrain(rope_key, "BSH")
 
-  def _attend_unabsorbed(self, q_nope, q_rope, latent, rope_key, span):
+  def _attend_unabsorbed(
+    self, q_nope, q_rope, latent, rope_key, span, *, has_cache
+  ):
     """Keys and values of every head are made."""
     latent = sharding.constrain(latent, "BSC")
     k_nope = linear.project("BSC,CNH->BSNH", latent, self.k_up_CNH[...])
@@ -191,27 +195,35 @@ class Mla(nnx.Module):
       sharding.constrain(k, "BSNH"),
       sharding.constrain(v, "BSNH"),
       span,
+      has_cache=has_cache,
     )
 
-  def _attend_absorbed(self, q_nope, q_rope, latent, rope_key, span):
+  def _attend_absorbed(
+    self, q_nope, q_rope, latent, rope_key, span, *, has_cache
+  ):
     """The latents are keys and values of one head that all queries share."""
     latent = sharding.constrain(latent, "BSC")
     q_latent = linear.project("BTNH,CNH->BTNC", q_nope, self.k_up_CNH[...])
     q = jnp.concatenate([q_latent, q_rope], axis=-1)
     k = jnp.concatenate([latent, rope_key], axis=-1)
     out = self._attend(
-      sharding.constrain(q, "BTNC"), k[:, :, None], latent[:, :, None], span
+      q,
+      k[:, :, None],
+      latent[:, :, None],
+      span,
+      has_cache=has_cache,
     )
     return linear.project("BTNC,CNH->BTNH", out, self.v_up_CNH[...])
 
-  def _attend(self, q, k, v, span):
+  def _attend(self, q, k, v, span, *, has_cache):
     out = kernel.attend(
       q,
       k,
       v,
       q_segment_ids=span.segment_ids,
-      k_segment_ids=span.key_segment_ids,
-      q_start=span.start,
+      # Without a cache the keys are the queries' tokens: splash needs to know.
+      k_segment_ids=span.key_segment_ids if has_cache else None,
+      q_start=span.start if has_cache else 0,
       scale=self.config.scale,
       implementation=self.implementation,
     )

@@ -30,6 +30,7 @@ def build(
   *,
   dim: int = _DIM,
   param_dtype: str = "float32",
+  implementation: str = "auto",
   **settings,
 ) -> mla.Mla:
   defaults: dict[str, Any] = {
@@ -46,7 +47,7 @@ def build(
     init_std=0.5,
     out_std=0.1,
     param_dtype=param_dtype,
-    implementation="auto",
+    implementation=implementation,
     form=form,
     rngs=nnx.Rngs(0),
   )
@@ -184,6 +185,16 @@ class MlaTest(parameterized.TestCase):
     np.testing.assert_allclose(
       call(module, x, positions, segment_ids),
       reference(2 * x, module, positions, segment_ids),
+      rtol=1e-4,
+      atol=1e-5,
+    )
+
+  def test_splash_takes_it(self):
+    """The kernel of TPUs is for keys that are the queries' tokens."""
+    module = make(implementation="splash")
+    np.testing.assert_allclose(
+      call(module, *inputs()),
+      reference(2 * inputs()[0], module, *inputs()[1:]),
       rtol=1e-4,
       atol=1e-5,
     )

@@ -212,6 +212,12 @@ class Moe(nnx.Module):
         for name in params
       }
       tokens = P(sharding.ACTIVATION_RULES["B"], sharding.ACTIVATION_RULES["T"])
+      # A few prompts may be fewer rows than devices: as many for each.
+      num_rows = normed.shape[0]
+      missing = -num_rows % sharding.num_batch_shards()
+      if missing:
+        normed = jnp.pad(normed, ((0, missing), (0, 0), (0, 0)))
+        valid = jnp.pad(valid, ((0, missing), (0, 0)))
 
       def on_device(params, normed, valid):
         out, stats, routing = self._mix_on_device(
@@ -231,6 +237,7 @@ class Moe(nnx.Module):
         out_specs=(tokens, P(sharding.BATCH_AXES), tokens),
         check_vma=False,
       )(params, normed, valid)
+      out, routing = jax.tree.map(lambda x: x[:num_rows], (out, routing))
       stats = jax.tree.map(lambda x: jnp.sum(x, axis=0), stats)
     return out, dataclasses.replace(stats, routing=routing if capture else None)
 

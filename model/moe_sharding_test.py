@@ -110,6 +110,18 @@ class MoeShardingTest(parameterized.TestCase):
   def test_dropless_all_to_all(self, mesh):
     assert_equal(on_mesh(mesh, exchange="all_to_all"), on_one_device())
 
+  @parameterized.parameters("gather", "all_to_all")
+  def test_fewer_rows_than_devices(self, exchange):
+    """As when a few prompts are continued."""
+    graphdef, params = make(exchange=exchange)
+    x, valid = (a[:3] for a in inputs())
+    wanted = value_and_gradients(graphdef, params, x, valid)
+    mesh = sharding.make_mesh(_MESHES["expert_fsdp"], jax.devices())
+    with jax.set_mesh(mesh):
+      params = jax.device_put(params, sharding.param_shardings(params, mesh))
+      got = value_and_gradients(graphdef, params, x, valid)
+    assert_equal(jax.device_get(got), jax.device_get(wanted))
+
   def test_enough_capacity(self):
     # With a capacity padding is not routed: compare where there are tokens.
     settings: dict[str, Any] = {"capacity_factor": _E / _K}

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
+from model import config as model_config
 from model import mtp
 from model import router as router_lib
 from model import transformer
@@ -27,7 +28,10 @@ _BIAS = ("feed_forward", "selection_bias_E")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BalanceConfig:
-  """How the load of experts is balanced; without experts nothing of it counts.
+  """How the load of experts is balanced.
+
+  A loss's weight is for models that have experts (`check_model`); the rest
+  counts for nothing in others.
 
   Attributes:
     aux_loss_weight: Of the load-balance loss (Switch, arXiv:2101.03961), its
@@ -58,6 +62,28 @@ class BalanceConfig:
   def counts_first(self) -> bool:
     """Whether the batch's load must be known before its pieces' gradients."""
     return self.aux_loss_scope == "global_batch" and self.aux_loss_weight > 0
+
+
+def check_model(
+  config: BalanceConfig, model: model_config.ModelConfig
+) -> None:
+  """Refuses losses of routers that the model has not.
+
+  Raises:
+    ValueError: Names the weight.
+  """
+  blocks = [block for group in model.groups for block in group.pattern]
+  if model.mtp is not None:
+    blocks.append(model.mtp.block)
+  if any(isinstance(b.feed_forward, model_config.MoeConfig) for b in blocks):
+    return
+  for name in ("aux_loss_weight", "z_loss_weight"):
+    value = getattr(config, name)
+    if value > 0:
+      raise ValueError(
+        f"balance.{name}={value}, but {model.name} has no experts to balance; "
+        "set it to 0."
+      )
 
 
 def collect(

@@ -135,6 +135,7 @@ class RunConfig:
         f"run.seq_len={self.run.seq_len} exceeds the model's context, "
         f"model.max_seq_len={self.model.max_seq_len}."
       )
+    balance_lib.check_model(self.balance, self.model)
     if self.eval.prompts and self.data.kind is data_config.Kind.SYNTHETIC:
       raise ValueError(
         f"eval.prompts={self.eval.prompts!r} cannot be encoded: data.kind is "

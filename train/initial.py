@@ -15,8 +15,7 @@ from model import schema
 from model import transformer
 from train import config as config_lib
 
-# What two models with the same parameters and function may differ in, besides
-# the head for training.
+# What two models with the same parameters and function may differ in.
 _FREE = ("name", "init_std", "max_seq_len")
 
 

@@ -65,9 +65,10 @@ def check_batch(config: config_lib.RunConfig, mesh: jax.sharding.Mesh) -> None:
   unit = shards * config.run.accumulation
   if config.run.batch_size % unit:
     fitting = -(-config.run.batch_size // unit) * unit
+    axes = " * ".join(f"mesh.{axis}" for axis in sharding.BATCH_AXES)
     raise ValueError(
       f"run.batch_size={config.run.batch_size} must be a multiple of {unit}: "
-      f"{shards} batch shards (mesh.data * mesh.fsdp) times "
+      f"{shards} batch shards ({axes}) times "
       f"run.accumulation={config.run.accumulation}; {fitting} would do."
     )
 

@@ -27,8 +27,13 @@ class ProgramTest(absltest.TestCase):
   def test_batch_must_divide(self):
     mesh = self._mesh(data=2, fsdp=4)
     program.check_batch(self._run(8), mesh)
-    with self.assertRaisesRegex(ValueError, "multiple of 8.*; 16 would do"):
+    with self.assertRaisesRegex(
+      ValueError,
+      r"multiple of 8: 8 .*mesh.data \* mesh.fsdp \* mesh.expert.*; 16 would do",
+    ):
       program.check_batch(self._run(12), mesh)
+    with self.assertRaisesRegex(ValueError, "multiple of 8"):
+      program.check_batch(self._run(12), self._mesh(expert=8))
     with self.assertRaisesRegex(ValueError, "multiple of 16.*; 16 would do"):
       program.check_batch(self._run(8, accumulation=2), mesh)
 

@@ -68,7 +68,7 @@ def read(
       "quantized weights are not supported; dequantize them first."
     )
   found = by_type[kind]
-  reader = config_json.Reader(values, where=where)
+  reader = config_json.Reader(found.defaults | values, where=where)
   reader.get("quantization_config", default=None)
   try:
     config = found.read(reader)

@@ -7,10 +7,39 @@ from absl.testing import parameterized
 
 from model import config as model_config
 from model.presets import catalogue
+from model.presets import deepseek
+from model.presets import gemma
+from model.presets import gpt2
+from model.presets import gpt_oss
+from model.presets import kanana
+from model.presets import llama
+from model.presets import mistral
+from model.presets import mixtral
+from model.presets import olmo
+from model.presets import phi
+from model.presets import qwen
 from model.presets import small
+from model.presets import smollm
 from tools.hf import architecture
 
-_FILE = pathlib.Path(__file__).parent / "testdata/llama_gqa_untied/config.json"
+_TESTDATA = pathlib.Path(__file__).parent / "testdata"
+_FILE = _TESTDATA / "llama_gqa_untied/config.json"
+_PUBLISHED = json.loads((_TESTDATA / "published.json").read_text())
+
+_PRESETS = {
+  "deepseek": deepseek,
+  "gemma": gemma,
+  "gpt2": gpt2,
+  "gpt_oss": gpt_oss,
+  "kanana": kanana,
+  "llama": llama,
+  "mistral": mistral,
+  "mixtral": mixtral,
+  "olmo": olmo,
+  "phi": phi,
+  "qwen": qwen,
+  "smollm": smollm,
+}
 
 
 def values(**changes):
@@ -39,6 +68,17 @@ class ReadTest(parameterized.TestCase):
   def test_refusals(self, changes, message):
     with self.assertRaisesRegex(ValueError, message):
       architecture.read(values(**changes), where="x.json")
+
+  @parameterized.parameters(*_PUBLISHED)
+  def test_published_files_are_the_presets(self, preset):
+    module, function = preset.split(".")
+    expected = getattr(_PRESETS[module], function)()
+    _, config = architecture.read(_PUBLISHED[preset])
+    # How it was initialised, and for how long a context, is not the function.
+    config = dataclasses.replace(
+      config, init_std=expected.init_std, max_seq_len=expected.max_seq_len
+    )
+    self.assertTrue(architecture.is_same(config, expected))
 
 
 class WriteTest(parameterized.TestCase):

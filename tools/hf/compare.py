@@ -230,7 +230,9 @@ def _load(
       graphdef=graphdef,
       params=bundle.params,
       bindings=architecture.bind(found, bundle.config, shapes),
-      aux_loss_weight=values.get("router_aux_loss_coef", 0.0),
+      aux_loss_weight=(found.defaults | values).get(
+        "router_aux_loss_coef", 0.0
+      ),
       end_ids=_end_ids(source),
     )
 

@@ -28,15 +28,37 @@ _HARMLESS = frozenset(
   summary_type summary_use_proj task_specific_params id2label label2id
   num_labels problem_type chunk_size_feed_forward is_decoder ep_size
   reorder_and_upcast_attn cache_implementation initial_context_length
-  num_nextn_predict_layers is_llama_config transformers.js_config
+  num_nextn_predict_layers num_mtp_layers is_llama_config
+  transformers.js_config _attn_implementation_internal neftune_noise_alpha
+  unsloth_version unsloth_fixed finetuning_task prefix torchscript
+  use_bfloat16 tf_legacy_loss tie_encoder_decoder tokenizer_name
+  max_sequence_length max_length min_length max_new_tokens min_new_tokens
+  do_sample early_stopping num_beams num_beam_groups diversity_penalty
+  temperature top_k top_p typical_p repetition_penalty length_penalty
+  no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids
+  num_return_sequences output_scores return_dict_in_generate
+  forced_bos_token_id forced_eos_token_id remove_invalid_values
+  exponential_decay_length_penalty suppress_tokens begin_suppress_tokens
   """.split()  # noqa: SIM905
 )
+
+# Options of every class, of which any other value is not implemented.
+_FIXED: dict[str, Any] = {
+  "is_encoder_decoder": False,
+  "add_cross_attention": False,
+  "cross_attention_hidden_size": None,
+  "pruned_heads": {},
+}
 
 _ACTIVATIONS: dict[str, model_config.Activation] = {
   "silu": "silu",
   "swish": "silu",
   "gelu": "gelu",
+  "gelu_python": "gelu",
+  "gelu_accurate": "gelu_tanh",
+  "gelu_fast": "gelu_tanh",
   "gelu_new": "gelu_tanh",
+  "gelu_python_tanh": "gelu_tanh",
   "gelu_pytorch_tanh": "gelu_tanh",
 }
 
@@ -99,16 +121,31 @@ class Reader:
     *,
     max_seq_len: int,
     default_theta: float = 10_000.0,
+    default_fraction: float = 1.0,
+    partial: bool = False,
     pairing: Literal["halves", "interleaved"] = "halves",
   ) -> model_config.RopeConfig:
-    """The rotary embedding, from either style's keys."""
+    """The rotary embedding, from either style's keys.
+
+    Args:
+      max_seq_len: The context, for factors that are told by it.
+      default_theta: If the file does not say.
+      default_fraction: Rotated share of a head, if the file does not say.
+      partial: Whether the class rotates less than a head. Of the others,
+        Transformers 5 rotates all of it whatever the file says, and 4 fails.
+      pairing: Of the weights.
+
+    Raises:
+      ValueError: A key or a type is not understood.
+    """
     new = self.get("rope_parameters", default=None)
     old = self.get("rope_scaling", default=None)
     theta = self.get("rope_theta", default=default_theta)
-    fraction = self.get("partial_rotary_factor", default=1.0)
+    fraction = self.get("partial_rotary_factor", default=default_fraction)
     original = self.get("original_max_position_embeddings", default=None)
-    return read_rope(
-      dict(new or old or {}),
+    rope = read_rope(
+      # With both, Transformers takes the older.
+      dict(old or new or {}),
       where=self.where,
       theta=theta,
       fraction=fraction,
@@ -116,6 +153,13 @@ class Reader:
       max_seq_len=max_seq_len,
       pairing=pairing,
     )
+    if rope.fraction != 1.0 and not partial:
+      raise ValueError(
+        f"{self.where}: partial_rotary_factor={rope.fraction} is not supported "
+        f"for model_type={self._values.get('model_type')!r}, of which "
+        "Transformers rotates whole heads; only 1 is."
+      )
+    return rope
 
   def windows(self, num_layers: int, default: list[int | None]) -> list[Any]:
     """Each layer's window: by `layer_types`, or by the family's own rule."""
@@ -145,6 +189,8 @@ class Reader:
     Raises:
       ValueError: Lists all that are not, with their values.
     """
+    for key, value in _FIXED.items():
+      self.only(key, value)
     unknown = {
       key: value
       for key, value in self._values.items()
@@ -176,7 +222,7 @@ def read_rope(
     theta: If the mapping does not say.
     max_seq_len: The context, for factors that are told by it.
     fraction: Rotated share of a head, if the mapping does not say.
-    original: The context before scaling, if the mapping does not say.
+    original: The context before scaling; unset: the mapping's, or all of it.
     pairing: Of the weights.
 
   Raises:
@@ -187,8 +233,9 @@ def read_rope(
   kind = values.pop("rope_type", old_kind)
   theta = values.pop("rope_theta", theta)
   fraction = values.pop("partial_rotary_factor", fraction)
-  original = values.pop("original_max_position_embeddings", original)
-  before = int(original or max_seq_len)
+  # What stands outside of the mapping goes first, as in Transformers.
+  inner = values.pop("original_max_position_embeddings", max_seq_len)
+  before = int(original or inner)
 
   def required(key: str) -> Any:
     if key not in values:

@@ -50,8 +50,9 @@ def _read(
       router=router(reader),
     ),
   )
-  num_dense = reader.get("first_k_dense_replace", default=0)
-  num_sparse = reader.get("num_hidden_layers") - num_dense
+  num_layers = reader.get("num_hidden_layers")
+  num_dense = min(reader.get("first_k_dense_replace", default=0), num_layers)
+  num_sparse = num_layers - num_dense
   return family.read_model(
     reader, blocks=[dense] * num_dense + [sparse] * num_sparse
   )
@@ -212,6 +213,11 @@ DEEPSEEK_V2 = family.Family(
   write=_write_v2,
   top_rules=family.top_rules,
   layer_rules=_rules,
+  defaults={
+    "hidden_act": "silu",
+    "n_shared_experts": 2,
+    "q_lora_rank": 1536,
+  },
 )
 DEEPSEEK_V3 = family.Family(
   model_type="deepseek_v3",
@@ -220,4 +226,10 @@ DEEPSEEK_V3 = family.Family(
   write=_write_v3,
   top_rules=family.top_rules,
   layer_rules=_rules,
+  defaults={
+    "first_k_dense_replace": 3,
+    "hidden_act": "silu",
+    "n_shared_experts": 1,
+    "q_lora_rank": 1536,
+  },
 )

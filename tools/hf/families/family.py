@@ -30,6 +30,8 @@ class Family:
     layer_rules: Names of one layer, with its index filled in: (config, block,
       layer) -> rules.
     ignored: Prefixes of tensors that are no part of the model: buffers.
+    defaults: What its class assumes where a key is absent, if that is not what
+      `read` does; null is another thing.
   """
 
   model_type: str
@@ -41,6 +43,7 @@ class Family:
     [model_config.ModelConfig, model_config.BlockConfig, int], list[Rule]
   ]
   ignored: tuple[str, ...] = ()
+  defaults: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 # Where Llama's two norms of a layer stand.

@@ -13,6 +13,14 @@ _NORMS = {
   "post_feedforward_layernorm": "feed_forward_post_norm",
 }
 
+# Of both classes, where a key is absent.
+_DEFAULTS: dict[str, Any] = {
+  "head_dim": 256,
+  "num_key_value_heads": 4,
+  "query_pre_attn_scalar": 256,
+  "sliding_window": 4096,
+}
+
 
 def _read(
   reader: config_json.Reader,
@@ -21,7 +29,7 @@ def _read(
   ropes: list[model_config.RopeConfig],
   qk_norm: bool,
 ) -> model_config.ModelConfig:
-  reader.only("attention_bias", False)
+  bias = reader.get("attention_bias", default=False)
   reader.only("use_bidirectional_attention", False)
   reader.get("hidden_act", default=None)
   activation = "gelu_tanh"
@@ -32,6 +40,8 @@ def _read(
       mixer=model_config.AttentionConfig(
         **family.read_heads(reader),
         rope=rope,
+        qkv_bias=bias,
+        out_bias=bias,
         window=window,
         softcap=reader.get("attn_logit_softcapping", default=None),
         scale=reader.get("query_pre_attn_scalar") ** -0.5,
@@ -79,10 +89,20 @@ def _read_gemma3(reader: config_json.Reader) -> model_config.ModelConfig:
   max_seq_len = reader.get("max_position_embeddings")
   nested = reader.get("rope_parameters", default=None)
   local_theta = reader.get("rope_local_base_freq", default=10_000.0)
-  if nested is not None and "full_attention" in nested:
+  kinds = {"full_attention", "sliding_attention"}
+  if nested:
+    unknown = sorted(set(nested) - kinds)
+    if unknown:
+      raise ValueError(
+        f"{reader.where}: rope_parameters has {unknown}; only {sorted(kinds)}, "
+        "each with keys of its own, are supported for this architecture."
+      )
     whole, local = (
       config_json.read_rope(
-        nested[kind], where=reader.where, theta=theta, max_seq_len=max_seq_len
+        nested.get(kind) or {},
+        where=reader.where,
+        theta=theta,
+        max_seq_len=max_seq_len,
       )
       for kind, theta in (
         ("full_attention", 1e6),
@@ -116,7 +136,7 @@ def _write(config: model_config.ModelConfig) -> dict[str, Any]:
     family.write_model(config, "gemma2", "Gemma2ForCausalLM")
     | family.write_heads(config, whole)
     | {
-      "attention_bias": False,
+      "attention_bias": whole.qkv_bias,
       "intermediate_size": mlp.dim,
       "hidden_activation": config_json.write_activation(mlp.activation),
       "query_pre_attn_scalar": (
@@ -157,6 +177,8 @@ GEMMA2 = family.Family(
   write=_write,
   top_rules=family.top_rules,
   layer_rules=_rules,
+  defaults=_DEFAULTS
+  | {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0},
 )
 GEMMA3 = family.Family(
   model_type="gemma3_text",
@@ -165,4 +187,5 @@ GEMMA3 = family.Family(
   write=_write_gemma3,
   top_rules=family.top_rules,
   layer_rules=_rules,
+  defaults=_DEFAULTS,
 )

@@ -128,4 +128,5 @@ GPT2 = family.Family(
   top_rules=_top_rules,
   layer_rules=_rules,
   ignored=(r"transformer\.h\.\d+\.attn\.(masked_)?bias",),
+  defaults={"activation_function": "gelu_new"},
 )

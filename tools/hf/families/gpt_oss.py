@@ -6,6 +6,14 @@ from model import config as model_config
 from tools.hf import config_json
 from tools.hf.families import family
 
+# What its class assumes of a file without RoPE's keys.
+_ROPE: dict[str, Any] = {
+  "rope_type": "yarn",
+  "factor": 32.0,
+  "original_max_position_embeddings": 4096,
+  "truncate": False,
+}
+
 
 def _read(reader: config_json.Reader) -> model_config.ModelConfig:
   reader.only("hidden_act", "silu")
@@ -17,7 +25,15 @@ def _read(reader: config_json.Reader) -> model_config.ModelConfig:
   max_seq_len = reader.get("max_position_embeddings")
   window = reader.get("sliding_window")
   default = [window if i % 2 == 0 else None for i in range(num_layers)]
-  rope = reader.rope(max_seq_len=max_seq_len, default_theta=150_000.0)
+  if reader.has("rope_parameters") or reader.has("rope_scaling"):
+    rope = reader.rope(max_seq_len=max_seq_len, default_theta=150_000.0)
+  else:
+    rope = config_json.read_rope(
+      _ROPE,
+      where=reader.where,
+      theta=reader.get("rope_theta", default=150_000.0),
+      max_seq_len=max_seq_len,
+    )
   bias = reader.get("attention_bias", default=True)
   blocks = [
     model_config.BlockConfig(
@@ -115,4 +131,11 @@ GPT_OSS = family.Family(
   write=_write,
   top_rules=family.top_rules,
   layer_rules=_rules,
+  defaults={
+    "head_dim": 64,
+    "num_experts_per_tok": 4,
+    "num_key_value_heads": 8,
+    "router_aux_loss_coef": 0.001,
+    "sliding_window": 128,
+  },
 )

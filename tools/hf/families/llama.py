@@ -100,6 +100,7 @@ LLAMA = family.Family(
   write=_write,
   top_rules=family.top_rules,
   layer_rules=_rules,
+  defaults={"hidden_act": "silu"},
 )
 MISTRAL = family.Family(
   model_type="mistral",
@@ -108,4 +109,9 @@ MISTRAL = family.Family(
   write=_write_mistral,
   top_rules=family.top_rules,
   layer_rules=_rules,
+  defaults={
+    "hidden_act": "silu",
+    "num_key_value_heads": 8,
+    "sliding_window": 4096,
+  },
 )

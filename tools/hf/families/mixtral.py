@@ -63,4 +63,10 @@ MIXTRAL = family.Family(
   write=_write,
   top_rules=family.top_rules,
   layer_rules=_rules,
+  defaults={
+    "hidden_act": "silu",
+    "num_experts_per_tok": 2,
+    "num_key_value_heads": 8,
+    "router_aux_loss_coef": 0.001,
+  },
 )

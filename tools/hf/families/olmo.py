@@ -60,4 +60,5 @@ OLMO2 = family.Family(
   write=_write,
   top_rules=family.top_rules,
   layer_rules=_rules,
+  defaults={"hidden_act": "silu"},
 )

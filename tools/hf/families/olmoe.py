@@ -9,12 +9,14 @@ from tools.hf.families import family
 
 def _read(reader: config_json.Reader) -> model_config.ModelConfig:
   reader.only("clip_qkv", None)
-  reader.only("attention_bias", False)
+  bias = reader.get("attention_bias", default=False)
   block = model_config.BlockConfig(
     mixer=model_config.AttentionConfig(
       **family.read_heads(reader),
       rope=reader.rope(max_seq_len=reader.get("max_position_embeddings")),
       qk_norm="projection",
+      qkv_bias=bias,
+      out_bias=bias,
     ),
     feed_forward=model_config.MoeConfig(
       num_experts=reader.get("num_experts", "num_local_experts"),
@@ -37,6 +39,7 @@ def _write(config: model_config.ModelConfig) -> dict[str, Any]:
     family.write_model(config, "olmoe", "OlmoeForCausalLM")
     | family.write_heads(config, mixer)
     | {
+      "attention_bias": mixer.qkv_bias,
       "num_experts": moe.num_experts,
       "num_experts_per_tok": moe.experts_per_token,
       "intermediate_size": moe.dim,
@@ -58,4 +61,9 @@ OLMOE = family.Family(
   write=_write,
   top_rules=family.top_rules,
   layer_rules=_rules,
+  defaults={
+    "hidden_act": "silu",
+    "num_experts_per_tok": 8,
+    "router_aux_loss_coef": 0.01,
+  },
 )

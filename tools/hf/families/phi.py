@@ -11,10 +11,14 @@ def _read(reader: config_json.Reader) -> model_config.ModelConfig:
   max_seq_len = reader.get("max_position_embeddings")
   reader.only("attention_bias", False)
   reader.only("mlp_bias", False)
+  # Phi-4-mini says so.
+  reader.only("lm_head_bias", False)
+  reader.only("full_attn_mod", 1)
+  reader.only("interpolate_factor", 1)
   block = model_config.BlockConfig(
     mixer=model_config.AttentionConfig(
       **family.read_heads(reader),
-      rope=reader.rope(max_seq_len=max_seq_len),
+      rope=reader.rope(max_seq_len=max_seq_len, partial=True),
       window=reader.get("sliding_window", default=None),
     ),
     feed_forward=model_config.MlpConfig(
@@ -78,4 +82,8 @@ PHI3 = family.Family(
   write=_write,
   top_rules=family.top_rules,
   layer_rules=_rules,
+  defaults={
+    "hidden_act": "silu",
+    "original_max_position_embeddings": 4096,
+  },
 )

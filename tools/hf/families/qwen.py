@@ -35,6 +35,7 @@ def _read(
   has_experts: bool = False,
 ) -> model_config.ModelConfig:
   num_layers = reader.get("num_hidden_layers")
+  reader.only("use_mrope", False)
   rope = reader.rope(max_seq_len=reader.get("max_position_embeddings"))
   windows = _windows(reader, num_layers, has_experts=has_experts)
   moe_layers = [False] * num_layers
@@ -168,6 +169,7 @@ QWEN2 = family.Family(
   write=_write_qwen2,
   top_rules=family.top_rules,
   layer_rules=_rules,
+  defaults={"hidden_act": "silu", "sliding_window": 4096},
 )
 QWEN3 = family.Family(
   model_type="qwen3",
@@ -176,6 +178,11 @@ QWEN3 = family.Family(
   write=_write_qwen3,
   top_rules=family.top_rules,
   layer_rules=_rules,
+  defaults={
+    "head_dim": 128,
+    "hidden_act": "silu",
+    "sliding_window": 4096,
+  },
 )
 QWEN3_MOE = family.Family(
   model_type="qwen3_moe",
@@ -184,4 +191,11 @@ QWEN3_MOE = family.Family(
   write=_write_qwen3_moe,
   top_rules=family.top_rules,
   layer_rules=_rules,
+  defaults={
+    "hidden_act": "silu",
+    "num_experts_per_tok": 8,
+    "num_key_value_heads": 4,
+    "router_aux_loss_coef": 0.001,
+    "sliding_window": 4096,
+  },
 )

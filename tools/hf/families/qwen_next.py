@@ -23,7 +23,10 @@ def _read(reader: config_json.Reader) -> model_config.ModelConfig:
   mixers: dict[str, model_config.Mixer] = {
     "full_attention": model_config.AttentionConfig(
       **family.read_heads(reader),
-      rope=_rope(reader, max_seq_len),
+      # Its class rotates a quarter of a head unless the file says otherwise.
+      rope=reader.rope(
+        max_seq_len=max_seq_len, default_fraction=0.25, partial=True
+      ),
       qk_norm="head",
       qkv_bias=bias,
       out_bias=bias,
@@ -43,6 +46,9 @@ def _read(reader: config_json.Reader) -> model_config.ModelConfig:
       f"{reader.where}: layer_types={kinds!r} must have {num_layers} entries "
       f"out of {sorted(mixers)}."
     )
+  if "linear_attention" in kinds:
+    # Of the convolution, too, which has no other.
+    reader.only("hidden_act", "silu", "swish")
   activation = reader.activation("hidden_act")
   step = reader.get("decoder_sparse_step", default=1)
   dense = reader.get("mlp_only_layers", default=[])
@@ -69,20 +75,6 @@ def _read(reader: config_json.Reader) -> model_config.ModelConfig:
     for i, kind in enumerate(kinds)
   ]
   return family.read_model(reader, blocks=blocks, norm="rms_offset")
-
-
-def _rope(
-  reader: config_json.Reader, max_seq_len: int
-) -> model_config.RopeConfig:
-  """Its class rotates a quarter of a head unless the file says otherwise."""
-  fraction = reader.get("partial_rotary_factor", default=0.25)
-  parameters = reader.get("rope_parameters", "rope_scaling", default={})
-  return config_json.read_rope(
-    {"partial_rotary_factor": fraction} | parameters,
-    where=reader.where,
-    theta=reader.get("rope_theta", default=10_000.0),
-    max_seq_len=max_seq_len,
-  )
 
 
 def _write(config: model_config.ModelConfig) -> dict[str, Any]:
@@ -181,4 +173,16 @@ QWEN3_NEXT = family.Family(
   top_rules=family.top_rules,
   layer_rules=_rules,
   ignored=(r"mtp\..*",),
+  defaults={
+    "head_dim": 256,
+    "hidden_act": "silu",
+    "linear_key_head_dim": 128,
+    "linear_num_key_heads": 16,
+    "linear_num_value_heads": 32,
+    "linear_value_head_dim": 128,
+    "num_experts_per_tok": 10,
+    "num_key_value_heads": 2,
+    "router_aux_loss_coef": 0.001,
+    "shared_expert_intermediate_size": 512,
+  },
 )
