@@ -71,6 +71,8 @@ class Attention(nnx.Module):
       self.q_bias_NH = full(0.0, heads, head_dim)
       self.k_bias_KH = full(0.0, kv_heads, head_dim)
       self.v_bias_KH = full(0.0, kv_heads, head_dim)
+      if config.output_gate:
+        self.gate_bias_NH = full(0.0, heads, head_dim)
     if config.out_bias:
       self.o_bias_D = full(0.0, dim)
     if config.sinks:
@@ -138,6 +140,8 @@ class Attention(nnx.Module):
       if not config.output_gate:
         return q, k, v, None
       gate = linear.project("BTD,DNH->BTNH", normed, self.gate_DNH[...])
+      if config.qkv_bias:
+        gate += self.gate_bias_NH[...].astype(gate.dtype)
       return q, k, v, gate
 
     q, k, v, gate = project(x)

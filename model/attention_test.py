@@ -34,8 +34,14 @@ _OPTIONS = (
     0.0,
   ),
   (
-    "softcap_scale_gate_no_rope",
-    {"softcap": 1.5, "scale": 0.7, "output_gate": True, "rope": None},
+    "softcap_scale_gate_biases_no_rope",
+    {
+      "softcap": 1.5,
+      "scale": 0.7,
+      "output_gate": True,
+      "qkv_bias": True,
+      "rope": None,
+    },
     0.0,
   ),
   (
@@ -155,7 +161,10 @@ def reference(x, module, positions, segment_ids, *, norm_offset=0.0):
         total += np.exp(params["sinks_N"][n])
       head = np.exp(scores) @ v_SKH[:, shared] / total
       if config.output_gate:
-        head /= 1 + np.exp(-x[b, t] @ params["gate_DNH"][:, n])
+        gate = x[b, t] @ params["gate_DNH"][:, n]
+        if config.qkv_bias:
+          gate += params["gate_bias_NH"][n]
+        head /= 1 + np.exp(-gate)
       out[b, t] += head @ params["o_NHD"][n]
     out[b, t] += params.get("o_bias_D", 0)
   return out

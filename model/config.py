@@ -223,7 +223,7 @@ class AttentionConfig:
     num_kv_heads: K.
     head_dim: H.
     rope: Rotary positions; unset: none.
-    qkv_bias: Queries, keys and values have biases (Qwen2).
+    qkv_bias: Queries, keys, values and the output gate have biases (Qwen2).
     out_bias: The output projection has one.
     qk_norm: RMSNorm of queries and keys before RoPE: of each `head` (Qwen3),
       or of the whole `projection` (OLMo 2).
@@ -411,7 +411,7 @@ class MoeConfig:
     shared_dim: F of an MLP that every token goes to; 0: there is none.
     shared_gate: Its output is multiplied by the sigmoid of a projection.
     capacity_factor: An expert takes at most this times its even share of the
-      tokens and drops the rest; unset: none is dropped.
+      tokens and drops the rest, in training only; unset: none is dropped.
   """
 
   KIND: ClassVar[str] = "moe"

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from model import config as model_config
 from model import transformer
 
 
@@ -53,6 +54,9 @@ def greedy(
     graphdef: The model's structure.
     num_tokens: C.
     forbidden: Ids that are never chosen, such as the end of the text.
+
+  LongRoPE has other factors for all positions once one lies beyond the original
+  context: as the longest row gets there, everything is computed again.
   """
   model = transformer.bind(graphdef, params)
   rows, longest = tokens.shape
@@ -63,17 +67,54 @@ def greedy(
     output.hidden, (lengths - 1)[:, None, None], axis=1
   )
 
+  turns = _turning_points(model.config)
+
+  def extend(cache, text, token):
+    del text
+    output = model(token[:, None], cache=cache)
+    return output.hidden, output.cache
+
+  def again(cache, text, token):
+    del token
+    in_text = jnp.arange(text.shape[1]) <= cache.lengths[:, None]
+    output = model(
+      text,
+      segment_ids=in_text.astype(jnp.int32),
+      cache=model.make_cache(rows=rows, slots=text.shape[1]),
+    )
+    newest = cache.lengths[:, None, None]
+    return jnp.take_along_axis(output.hidden, newest, axis=1), output.cache
+
   def step(carry, _):
-    logits, cache = carry
+    logits, cache, text = carry
     allowed = logits
     if forbidden:
       allowed = logits.at[:, jnp.array(forbidden)].set(-jnp.inf)
     token = jnp.argmax(allowed, axis=-1)
-    output = model(token[:, None], cache=cache)
-    return (model.logits(output.hidden)[:, 0], output.cache), (token, logits)
+    if turns:
+      text = text.at[jnp.arange(rows), cache.lengths].set(token)
+      turned = jnp.isin(jnp.max(cache.lengths), jnp.array(turns))
+      hidden, cache = jax.lax.cond(turned, again, extend, cache, text, token)
+    else:
+      hidden, cache = extend(cache, text, token)
+    return (model.logits(hidden)[:, 0], cache, text), (token, logits)
 
-  first = (model.logits(last)[:, 0], output.cache)
+  text = jnp.pad(tokens, ((0, 0), (0, num_tokens)))
+  first = (model.logits(last)[:, 0], output.cache, text)
   _, (chosen, logits) = jax.lax.scan(step, first, length=num_tokens)
   return Continuation(
     tokens=chosen.swapaxes(0, 1), logits=logits.swapaxes(0, 1)
+  )
+
+
+def _turning_points(config: model_config.ModelConfig) -> list[int]:
+  """Lengths behind which LongRoPE takes its long factors."""
+  ropes = [getattr(block.mixer, "rope", None) for block in config.layers]
+  scalings = [rope.scaling for rope in ropes if rope is not None]
+  return sorted(
+    {
+      scaling.original_max_seq_len
+      for scaling in scalings
+      if isinstance(scaling, model_config.LongRopeScaling)
+    }
   )

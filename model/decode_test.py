@@ -1,9 +1,11 @@
 import functools
 
 from absl.testing import absltest
+from absl.testing import parameterized
 import jax
 import numpy as np
 
+from model import config as model_config
 from model import decode
 from model import fixtures
 from model import transformer
@@ -11,9 +13,23 @@ from model import transformer
 _NUM_TOKENS = 5
 
 
-class GreedyTest(absltest.TestCase):
-  def test_equals_forward_passes_over_all_tokens(self):
-    config, execution = fixtures.config(), fixtures.execution()
+# The longest prompt passes its original context at the third token.
+_LONG = model_config.RopeConfig(
+  scaling=model_config.LongRopeScaling(
+    short_factor=(1.0, 1.1, 1.2, 1.3),
+    long_factor=(2.0, 3.0, 4.0, 6.0),
+    original_max_seq_len=8,
+    factor=4.0,
+  )
+)
+
+
+class GreedyTest(parameterized.TestCase):
+  @parameterized.named_parameters(
+    ("default", model_config.RopeConfig()), ("longrope", _LONG)
+  )
+  def test_equals_forward_passes_over_all_tokens(self, rope):
+    config, execution = fixtures.config(rope=rope), fixtures.execution()
     graphdef, shapes = transformer.abstract(config, execution)
     rng = np.random.default_rng(0)
     # So large that logits differ clearly.
@@ -36,20 +52,22 @@ class GreedyTest(absltest.TestCase):
     np.testing.assert_array_equal(again.tokens, out.tokens)
 
     @jax.jit
-    def forward(params, texts):
+    def forward(params, texts, segment_ids):
       model = transformer.bind(graphdef, params)
-      return model.logits(model(texts).hidden)
+      return model.logits(model(texts, segment_ids=segment_ids).hidden)
 
     texts = np.zeros((3, 6 + _NUM_TOKENS), np.int32)
     for row, length in enumerate(lengths):
       texts[row, :length] = prompts[row, :length]
     for step in range(_NUM_TOKENS):
-      # No token sees the zeros behind it.
-      logits = np.asarray(forward(params, texts))[range(3), lengths + step - 1]
+      ends = lengths + step
+      valid = np.arange(texts.shape[1]) < ends[:, None]
+      logits = forward(params, texts, valid.astype(np.int32))
+      logits = np.asarray(logits)[range(3), ends - 1]
       np.testing.assert_allclose(out.logits[:, step], logits, atol=1e-4)
       chosen = logits.argmax(axis=-1)
       np.testing.assert_array_equal(out.tokens[:, step], chosen)
-      texts[range(3), lengths + step] = chosen
+      texts[range(3), ends] = chosen
     self.assertGreater(len(np.unique(out.tokens)), 3)
 
   def test_forbidden(self):

@@ -152,6 +152,7 @@ class Moe(nnx.Module):
     norm: Callable[[Float[Array, "B T D"]], Float[Array, "B T D"]],
     valid: Bool[Array, "B T"] | None = None,
     capture: bool = False,
+    bounded: bool = True,
   ) -> tuple[Float[Array, "B T D"], RouterStats]:
     """The mixture of norm(x); the norm is applied where it is recomputed.
 
@@ -161,6 +162,7 @@ class Moe(nnx.Module):
       valid: Tokens that the sums count, all if not given. Others are routed
         too, but take none of an expert's capacity.
       capture: Each token's routing is in the stats too.
+      bounded: With a capacity, experts drop what exceeds it.
     """
     if valid is None:
       valid = jnp.ones(x.shape[:2], bool)
@@ -169,7 +171,7 @@ class Moe(nnx.Module):
     @functools.partial(jax.checkpoint, prevent_cse=False, policy=_KEPT)
     def mix(x):
       normed = norm(x)
-      out, stats = self._mix(normed, valid, capture)
+      out, stats = self._mix(normed, valid, capture, bounded)
       shared_gate = None
       if self.config.shared_gate:
         logit = jnp.einsum(
@@ -186,7 +188,7 @@ class Moe(nnx.Module):
       out += shared if shared_gate is None else shared * shared_gate
     return sharding.constrain(out, "BTD"), stats
 
-  def _mix(self, normed, valid, capture):
+  def _mix(self, normed, valid, capture, bounded):
     """The routed experts, on each device for its own tokens."""
     params = {
       name: getattr(self, name)[...]
@@ -203,7 +205,9 @@ class Moe(nnx.Module):
       if name in params and _num_devices() > 1:
         params[name] = params[name].astype(normed.dtype)
     if _num_devices() == 1:
-      out, stats, routing = self._mix_on_device(params, normed, valid, {})
+      out, stats, routing = self._mix_on_device(
+        params, normed, valid, {}, bounded
+      )
     else:
       specs = {
         name: sharding.param_spec(name, params[name].ndim)
@@ -225,6 +229,7 @@ class Moe(nnx.Module):
           normed,
           valid,
           dict(jax.sharding.get_abstract_mesh().shape),
+          bounded,
         )
         # Each device's own sums, to be added up outside.
         return out, jax.tree.map(lambda x: x[None], stats), routing
@@ -241,7 +246,7 @@ class Moe(nnx.Module):
       stats = jax.tree.map(lambda x: jnp.sum(x, axis=0), stats)
     return out, dataclasses.replace(stats, routing=routing if capture else None)
 
-  def _mix_on_device(self, params, normed, valid, axes):
+  def _mix_on_device(self, params, normed, valid, axes, bounded):
     """(output, sums, routing) of one device's tokens.
 
     Args:
@@ -249,6 +254,7 @@ class Moe(nnx.Module):
       normed: Its tokens [B, T, D].
       valid: Which of them count [B, T].
       axes: Sizes of the mesh axes; empty without a mesh.
+      bounded: Whether a capacity holds.
     """
     config = self.config
     dim, num_chosen = normed.shape[-1], config.experts_per_token
@@ -285,7 +291,7 @@ class Moe(nnx.Module):
       routing.weights.reshape(-1, num_chosen),
     )
     num_shards, dropped = axes.get("expert", 1), None
-    if config.capacity_factor is not None:
+    if bounded and config.capacity_factor is not None:
       out, dropped = self._bounded(*tokens, valid, experts, num_shards)
     elif num_shards == 1:
       out = self._dropless(*tokens, experts)

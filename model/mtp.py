@@ -115,7 +115,7 @@ class Module(nnx.Module):
 
     def run(hidden, embedded):
       x = sharding.constrain(combine(hidden, embedded), "BTD")
-      x, _, stats = self.block(x, span)
+      x, _, stats = self.block(x, span, bounded=True)
       return x, stats
 
     if self.remat == "full":

@@ -136,6 +136,7 @@ class Block(nnx.Module):
     state: Any = None,
     *,
     capture: bool = False,
+    bounded: bool = False,
   ) -> tuple[Float[Array, "B T D"], Any, router_lib.RouterStats | None]:
     """The block's output, the mixer's new state, and what the router did."""
     has_pre, has_post = self.norms != "post", self.norms != "pre"
@@ -150,7 +151,11 @@ class Block(nnx.Module):
     stats = None
     if isinstance(self.feed_forward, moe.Moe):
       out, stats = self.feed_forward(
-        x, norm=pre_norm, valid=span.segment_ids > 0, capture=capture
+        x,
+        norm=pre_norm,
+        valid=span.segment_ids > 0,
+        capture=capture,
+        bounded=bounded,
       )
     else:
       out = self.feed_forward(x, norm=pre_norm)
@@ -201,7 +206,7 @@ class Group(nnx.Module):
       for name in self.blocks
     }
 
-  def __call__(self, x, span, states=None, *, capture=False):
+  def __call__(self, x, span, states=None, *, capture=False, bounded=False):
     """Returns x; and by block, stacked over L: states, stats, inputs."""
     graphdef, stacked = nnx.split(self)
 
@@ -212,7 +217,11 @@ class Group(nnx.Module):
       for name in self.blocks:
         inputs.append(x)
         x, new_states[name], stats = getattr(group, name)(
-          x, span, states[name] if states else None, capture=capture
+          x,
+          span,
+          states[name] if states else None,
+          capture=capture,
+          bounded=bounded,
         )
         if stats is not None:
           all_stats[name] = stats
@@ -275,6 +284,7 @@ class Transformer(nnx.Module):
     segment_ids: Int[Array, "B T"] | None = None,
     cache: kv_cache.Cache | None = None,
     capture: bool = False,
+    bounded: bool = False,
   ) -> Output:
     """Hidden states of `tokens`, each seeing those before it in its segment.
 
@@ -283,8 +293,12 @@ class Transformer(nnx.Module):
       positions: In the document; if not given they count on from the cache.
       segment_ids: Attention stays within equal ids; 0 is padding, after a
         row's tokens if there is a cache. One segment if not given.
-      cache: What the tokens follow.
+      cache: What the tokens follow. The caller sees to it that they fit: of
+        what lies beyond its last slot nothing is kept.
       capture: Keep what enters each layer and each token's routing too.
+      bounded: Experts with a capacity drop the tokens that exceed it, as in
+        training. Otherwise none does: what a token becomes must not depend on
+        its neighbours in a batch.
     """
     span = kv_cache.span(
       cache,
@@ -301,7 +315,11 @@ class Transformer(nnx.Module):
     for i in range(len(self.config.groups)):
       name = f"group_{i}"
       x, (states[name], stats, entered) = getattr(self, name)(
-        x, span, None if cache is None else cache.layers[name], capture=capture
+        x,
+        span,
+        None if cache is None else cache.layers[name],
+        capture=capture,
+        bounded=bounded,
       )
       if stats:
         router[name] = stats

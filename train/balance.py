@@ -64,9 +64,7 @@ class BalanceConfig:
     return self.aux_loss_scope == "global_batch" and self.aux_loss_weight > 0
 
 
-def check_model(
-  config: BalanceConfig, model: model_config.ModelConfig
-) -> None:
+def check_model(config: BalanceConfig, model: model_config.ModelConfig) -> None:
   """Refuses losses of routers that the model has not.
 
   Raises:

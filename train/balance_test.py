@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 from typing import Any
 
@@ -209,6 +210,41 @@ class BalanceTest(parameterized.TestCase):
     self.assertEqual(metrics["router/load"].shape, (_NUM_EXPERTS,))
     np.testing.assert_allclose(np.sum(metrics["router/load"]), 1, rtol=1e-6)
     self.assertEqual(float(metrics["router/drop_rate"]), 0.0)
+
+  def test_a_capacity_holds_in_training_only(self):
+    config = make_config()
+    (group,) = config.groups
+    dense, sparse = group.pattern
+    assert isinstance(sparse.feed_forward, model_config.MoeConfig)
+    bounded = dataclasses.replace(
+      sparse,
+      feed_forward=dataclasses.replace(
+        sparse.feed_forward, capacity_factor=0.5
+      ),
+    )
+    group = dataclasses.replace(group, pattern=(dense, bounded))
+    config = dataclasses.replace(config, groups=(group,))
+    execution = model_config.ExecutionConfig(compute_dtype="float32")
+    graphdef, _ = transformer.abstract(config, execution)
+    batch = jax.tree.map(jnp.asarray, self.batch)
+    arguments: dict[str, Any] = {
+      "graphdef": graphdef,
+      "config": step_lib.LossConfig(),
+    }
+    trained = jax.jit(functools.partial(step_lib.train_sums, **arguments))(
+      self.params, batch
+    )
+    metrics = balance.metrics(trained.routers)
+    # Half of the even share is taken, and less where the load is uneven.
+    self.assertGreater(float(metrics["router/drop_rate"]), 0.4)
+    scored = jax.jit(functools.partial(step_lib.eval_sums, **arguments))(
+      self.params, batch
+    )
+    dropless = self.train_sums(self.params).main
+    np.testing.assert_allclose(scored.nll, dropless.nll, rtol=1e-6)
+    self.assertNotAlmostEqual(
+      float(trained.main.nll), float(scored.nll), places=3
+    )
 
   def test_dense_models_report_nothing(self):
     self.assertEqual(balance.metrics({}), {})

@@ -5,6 +5,7 @@ import importlib
 import json
 import os
 import pathlib
+from typing import Any
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -17,6 +18,7 @@ from model.presets import gemma
 from model.presets import gpt_oss
 from model.presets import kanana
 from model.presets import qwen
+from train import balance
 from train import config
 from train import fixtures
 
@@ -180,6 +182,17 @@ class CheckTest(parameterized.TestCase):
       dataclasses.replace(
         run, eval=dataclasses.replace(run.eval, prompts=("x",))
       )
+
+  @parameterized.parameters("aux_loss_weight", "z_loss_weight")
+  def test_losses_of_routers_need_experts(self, name):
+    run = fixtures.run_config()
+    settings: dict[str, Any] = {name: 0.1}
+    losses = balance.BalanceConfig(**settings)
+    with self.assertRaisesRegex(
+      ValueError, f"balance.{name}=0.1, but tiny has no experts"
+    ):
+      dataclasses.replace(run, balance=losses)
+    dataclasses.replace(run, balance=losses, model=kanana.moe_13b())
 
   def test_a_schedule_must_fit_the_run(self):
     run = fixtures.run_config()

@@ -13,6 +13,7 @@ from typing import Any
 from flax import nnx
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 
 from model import sharding
 from model import transformer
@@ -102,7 +103,7 @@ def build(config: config_lib.RunConfig, mesh: jax.sharding.Mesh) -> Program:
       accumulation=config.run.accumulation,
     ),
     donate_argnums=0,
-    out_shardings=(shardings, None),
+    out_shardings=(shardings, jax.sharding.NamedSharding(mesh, P())),
   )
   start = time.perf_counter()
   compiled = train_step.lower(

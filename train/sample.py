@@ -43,7 +43,12 @@ def continue_tokens(
 
   def step(position, tokens):
     model = transformer.bind(graphdef, params)
-    hidden = model(tokens).hidden[:, position - 1, None]
+    # What is still to be filled must not take experts' capacity, for one.
+    segment_ids = jnp.broadcast_to(
+      (jnp.arange(tokens.shape[1]) < position).astype(jnp.int32), tokens.shape
+    )
+    output = model(tokens, segment_ids=segment_ids)
+    hidden = output.hidden[:, position - 1, None]
     logits = model.logits(hidden)[:, 0]
     if temperature > 0:
       choice = jax.random.categorical(

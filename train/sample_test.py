@@ -1,5 +1,7 @@
 """Sampling against a loop that anyone can read."""
 
+import dataclasses
+import functools
 import pathlib
 
 from absl.testing import absltest
@@ -9,6 +11,7 @@ import numpy as np
 
 from data import fixtures as data_fixtures
 from data import tokenizer as tokenizer_lib
+from model import config as model_config
 from model import transformer
 from train import fixtures
 from train import sample
@@ -48,6 +51,37 @@ class SampleTest(absltest.TestCase):
     expected = [self._greedy(prompt, total) for prompt in prompts]
     np.testing.assert_array_equal(got, expected)
     self.assertGreater(len(set(expected[0][3:])), 1)
+
+  def test_padding_changes_nothing(self):
+    """Not even where experts have a capacity."""
+    experts = model_config.MoeConfig(
+      num_experts=8, experts_per_token=2, dim=16, capacity_factor=1.0
+    )
+    model = fixtures.model(tie_embeddings=False, init_std=0.5)
+    (group,) = model.groups
+    block = dataclasses.replace(group.pattern[0], feed_forward=experts)
+    model = dataclasses.replace(
+      model, groups=(dataclasses.replace(group, pattern=(block,)),)
+    )
+    execution = model_config.ExecutionConfig(compute_dtype="float32")
+    graphdef, _ = transformer.abstract(model, execution)
+    params = transformer.init(model, execution, seed=0)
+    prompts = np.random.default_rng(0).integers(0, 300, (4, 5))
+    run = jax.jit(
+      functools.partial(
+        sample.continue_tokens, graphdef=graphdef, temperature=0.0
+      )
+    )
+    texts = [
+      run(
+        params,
+        jnp.asarray(np.pad(prompts, ((0, 0), (0, 8)), constant_values=fill)),
+        jnp.full((4,), 5),
+        jax.random.key(0),
+      )
+      for fill in (0, 17)
+    ]
+    np.testing.assert_array_equal(*texts)
 
   def test_temperature_follows_the_distribution(self):
     # 4000 first tokens after one prompt against softmax of the logits.

@@ -109,7 +109,8 @@ def eval_sums(
 ) -> loss_lib.LossSums:
   """The sums of the next token's loss."""
   model = transformer.bind(graphdef, params)
-  return _next_token_sums(model, _call(model, batch), batch, config)
+  output = _call(model, batch, bounded=False)
+  return _next_token_sums(model, output, batch, config)
 
 
 def train_sums(
@@ -117,7 +118,7 @@ def train_sums(
 ) -> TrainSums:
   """The sums of all losses of a training batch."""
   model = transformer.bind(graphdef, params)
-  output = _call(model, batch)
+  output = _call(model, batch, bounded=True)
   predictions: tuple[mtp.Prediction, ...] = ()
   ahead = []
   if config.mtp_loss_weight > 0:
@@ -150,11 +151,14 @@ def ahead_weights(batch: Batch, places: int) -> jax.Array:
   return jnp.where(mtp.has_ahead(batch["segment_ids"], places), weights, 0.0)
 
 
-def _call(model: transformer.Transformer, batch: Batch) -> transformer.Output:
+def _call(
+  model: transformer.Transformer, batch: Batch, *, bounded: bool
+) -> transformer.Output:
   return model(
     batch["tokens"],
     positions=batch["positions"],
     segment_ids=batch["segment_ids"],
+    bounded=bounded,
   )
 
 

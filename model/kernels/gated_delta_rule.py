@@ -10,7 +10,9 @@ then corrects what it answers to the token's key, then asks it:
 Queries and keys are brought to unit length first, queries then scaled by
 H ** -0.5. The first token of a segment finds S = 0; padding (segment id 0)
 leaves S as it is, and what it is answered means nothing. A segment's tokens
-stand together. Everything is computed in float32.
+stand together. Everything is computed in float32, on
+accelerators by matmuls of the default precision, but for the inverse of a
+chunk's system.
 
   reference  The definition, token by token. Keeps every S for the backward
              pass.

@@ -396,9 +396,16 @@ def _compare_gradients(
 def _worst_norm(ours: Arrays, norms: dict[str, Any]) -> Comparison:
   """The norm that differs the most, as a share of what it may."""
   squares = {n: np.sum(np.square(g, dtype=np.float64)) for n, g in ours.items()}
-  pairs = {
-    name: (squares[name] ** 0.5, norm) for name, norm in norms["norms"].items()
-  }
+  # A tensor without elements has a norm there, and is nothing here.
+  theirs = {name: norm for name, norm in norms["norms"].items() if norm != 0}
+  unknown = sorted(set(theirs) - set(squares))
+  if unknown:
+    raise ValueError(
+      f"{GRAD_NORMS} has {', '.join(unknown)}, but the model no such tensor."
+    )
+  zeros = set(norms["norms"]) - set(theirs)
+  theirs |= dict.fromkeys(zeros & set(squares), 0.0)
+  pairs = {name: (squares[name] ** 0.5, norm) for name, norm in theirs.items()}
   pairs["all"] = (sum(squares.values()) ** 0.5, norms["global_norm"])
 
   def tolerance(norm: float) -> float:

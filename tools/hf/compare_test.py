@@ -92,6 +92,13 @@ class RunTest(absltest.TestCase):
     super().setUp()
     self.root = pathlib.Path(self.create_tempdir().full_path)
 
+  def test_norms_of_what_the_model_has_not(self):
+    ours = {"a": np.ones(4)}
+    norms = {"norms": {"a": 2.0, "empty": 0.0}, "global_norm": 2.0}
+    self.assertTrue(compare._worst_norm(ours, norms).passed)
+    with self.assertRaisesRegex(ValueError, "has b, but the model no such"):
+      compare._worst_norm(ours, norms | {"norms": {"b": 1.0}})
+
   def test_folders(self):
     with self.assertRaisesRegex(ValueError, "has no golden.npz, and neither"):
       compare.find_folders(self.root)

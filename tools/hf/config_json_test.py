@@ -109,7 +109,7 @@ _ROPES = {
 
 def read_rope(keys):
   reader = config_json.Reader(keys)
-  rope = reader.rope(max_seq_len=512)
+  rope = reader.rope(max_seq_len=512, partial=True)
   reader.finish()
   return rope
 
@@ -139,6 +139,31 @@ class RopeTest(parameterized.TestCase):
     )
     keys = config_json.write_rope(rope, max_seq_len=512)
     self.assertEqual(read_rope(keys), rope)
+
+  def test_which_of_two_goes_first(self):
+    both = {
+      "original_max_position_embeddings": 64,
+      "rope_scaling": {
+        "type": "yarn",
+        "factor": 8.0,
+        "original_max_position_embeddings": 32,
+      },
+      "rope_parameters": {"rope_theta": 5e5},
+    }
+    expected = model_config.RopeConfig(
+      scaling=model_config.YarnScaling(factor=8.0, original_max_seq_len=64)
+    )
+    self.assertEqual(read_rope(both), expected)
+
+  def test_whole_heads(self):
+    reader = config_json.Reader({"partial_rotary_factor": 0.5})
+    with self.assertRaisesRegex(ValueError, "factor=0.5 is not supported for"):
+      reader.rope(max_seq_len=512)
+    rope = reader.rope(max_seq_len=512, partial=True)
+    self.assertEqual(rope.fraction, 0.5)
+    reader = config_json.Reader({})
+    rope = reader.rope(max_seq_len=512, partial=True, default_fraction=0.25)
+    self.assertEqual(rope.fraction, 0.25)
 
   @parameterized.parameters(
     ({"type": "dynamic", "factor": 2.0}, "rope_type='dynamic' is not support"),
@@ -175,6 +200,12 @@ class ReaderTest(absltest.TestCase):
     ):
       config_json.Reader(keys, where="folder/x.json").finish()
 
+  def test_options_of_every_class(self):
+    config_json.Reader({"pruned_heads": {}, "temperature": 0.6}).finish()
+    for key, value in (("is_encoder_decoder", True), ("pruned_heads", {0: 1})):
+      with self.assertRaisesRegex(ValueError, f"{key}=.* is not supported"):
+        config_json.Reader({key: value}).finish()
+
   def test_only(self):
     reader = config_json.Reader({"a": 2, "b": None})
     reader.only("a", 1, 2)
@@ -188,6 +219,9 @@ class ReaderTest(absltest.TestCase):
     self.assertEqual(reader.activation("hidden_act"), "gelu_tanh")
     with self.assertRaisesRegex(ValueError, "other='relu' is not supported"):
       reader.activation("other")
+    for name in ("gelu_fast", "gelu_accurate", "gelu_python_tanh"):
+      reader = config_json.Reader({"act": name})
+      self.assertEqual(reader.activation("act"), "gelu_tanh")
     for name in ("silu", "gelu", "gelu_tanh"):
       written = config_json.write_activation(name)
       self.assertEqual(

@@ -171,6 +171,8 @@ def match_names(
     name
     for name in found_tensors
     if name not in used
+    # The shared expert of a DeepSeek without one has no elements.
+    and 0 not in found_tensors[name].shape
     and not architecture.is_ignored(found, config, name)
     and not architecture.is_ignored(found, config, prefix + name)
     and not (config.tie_embeddings and name == _TIED)

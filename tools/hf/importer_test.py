@@ -111,6 +111,13 @@ class ImporterTest(parameterized.TestCase):
       self.load().params["embed_VD"], self.tensors["embed_tokens.weight"]
     )
 
+  def test_tensors_without_elements(self):
+    empty = {"model.layers.0.mlp.knob": np.zeros((0, 8), np.float32)}
+    fixtures.write(self.folder, fixtures.tensors() | empty)
+    self.assertEqual(
+      importer.run(self.folder, self.output).param_dtype, "float32"
+    )
+
   def test_tokenizer(self):
     tokenizer = data_fixtures.write_tokenizer(self.root / "tokenizer")
     shutil.copytree(tokenizer, self.folder)

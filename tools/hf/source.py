@@ -92,6 +92,9 @@ def open_source(
 def check_tokenizer(source: Source, vocab_size: int) -> None:
   """Refuses a tokenizer that cannot be read or has ids without embeddings.
 
+  Special tokens behind the vocabulary are let pass: the text models of Gemma 3
+  have the tokenizer of those that see, with a token that stands for an image.
+
   Raises:
     ValueError: Says which.
   """
@@ -105,6 +108,10 @@ def check_tokenizer(source: Source, vocab_size: int) -> None:
     except ValueError as error:
       message = str(error).replace(folder, str(source.path))
       raise ValueError(f"{source.path}: {message}") from error
+  added = json.loads(source.tokenizer["tokenizer.json"]).get("added_tokens")
+  special = {token["id"] for token in added or () if token.get("special")}
+  while size - 1 in special:
+    size -= 1
   if size > vocab_size:
     raise ValueError(
       f"{source.path / 'tokenizer.json'} has ids up to {size - 1}, but the "

@@ -67,6 +67,18 @@ class SourceTest(absltest.TestCase):
     source.check_tokenizer(opened, 300)
     with self.assertRaisesRegex(ValueError, "ids up to 299, .* is 299: it is"):
       source.check_tokenizer(opened, 299)
+    file = self.folder / "tokenizer.json"
+    keys = json.loads(file.read_text())
+    token = keys["added_tokens"][0] | {"id": 300, "content": "<image>"}
+    for special in (True, False):
+      added = [*keys["added_tokens"], token | {"special": special}]
+      file.write_text(json.dumps(keys | {"added_tokens": added}))
+      opened = source.open_source(self.folder)
+      if special:
+        source.check_tokenizer(opened, 300)
+      else:
+        with self.assertRaisesRegex(ValueError, "ids up to 300, .* is 300: it"):
+          source.check_tokenizer(opened, 300)
     (self.folder / "tokenizer.json").write_text(json.dumps({"model": 1}))
     with self.assertRaisesRegex(ValueError, str(self.folder)):
       source.check_tokenizer(source.open_source(self.folder), 300)

@@ -100,8 +100,92 @@ class ReadTest(parameterized.TestCase):
     expected = [(i + 1) % 2 == 0 for i in range(config.num_layers)]
     self.assertEqual(windows, expected)
 
+  def without(self, case, *keys):
+    """Where a key is absent, and not null, a class has its own value."""
+    left = values(case, "config_legacy.json")
+    for key in keys:
+      left.pop(key, None)
+    return architecture.read(left)[1]
+
+  def test_absent_keys(self):
+    windows = {
+      block.mixer.window
+      for block in self.without("mistral_sliding", "sliding_window").layers
+      if isinstance(block.mixer, model_config.AttentionConfig)
+    }
+    self.assertEqual(windows, {4096})
+    self.assertEqual(
+      self.windows("mistral_sliding", sliding_window=None)[0], None
+    )
+    capped = self.without("gemma2", "final_logit_softcapping")
+    self.assertEqual(capped.logit_softcap, 30.0)
+    self.assertIsNone(
+      self.read("gemma2", final_logit_softcapping=None).logit_softcap
+    )
+    mixer = self.without("deepseek_v3_kanana2", "q_lora_rank").layers[0].mixer
+    assert isinstance(mixer, model_config.MlaConfig)
+    self.assertEqual(mixer.q_rank, 1536)
+
+  def test_gpt_oss_without_rope(self):
+    mixer = self.without("gpt_oss", "rope_scaling").layers[0].mixer
+    assert isinstance(mixer, model_config.AttentionConfig)
+    assert mixer.rope is not None
+    self.assertEqual(
+      mixer.rope.scaling,
+      model_config.YarnScaling(
+        factor=32.0, original_max_seq_len=4096, truncate=False
+      ),
+    )
+
+  def test_gemma3_of_one_kind_of_layers(self):
+    new = values("gemma3") | {"layer_types": None}
+    new["rope_parameters"] = {"sliding_attention": {"rope_theta": 5e3}}
+    thetas = [
+      block.mixer.rope.theta
+      for block in architecture.read(new)[1].layers
+      if isinstance(block.mixer, model_config.AttentionConfig)
+      and block.mixer.rope is not None
+    ]
+    self.assertEqual(set(thetas), {5e3, 1e6})
+    new["rope_parameters"] = {"rope_type": "default"}
+    with self.assertRaisesRegex(ValueError, "rope_parameters has .'rope_type'"):
+      architecture.read(new)
+
+  def test_biases(self):
+    for case in ("gemma2", "gemma3", "olmoe"):
+      mixer = self.read(case, attention_bias=True).layers[0].mixer
+      assert isinstance(mixer, model_config.AttentionConfig)
+      self.assertTrue(mixer.qkv_bias and mixer.out_bias)
+
+  def test_bias_of_an_output_gate(self):
+    keys = values("qwen3_next") | {"attention_bias": True}
+    found, config = architecture.read(keys)
+    _, shapes = transformer.abstract(config, model_config.ExecutionConfig())
+    bound = {
+      b.theirs.split(".", 3)[-1]: b.their_shape
+      for b in architecture.bind(found, config, shapes)
+    }
+    # Each head's query and gate.
+    self.assertEqual(
+      bound["self_attn.q_proj.bias"], bound["self_attn.q_proj.weight"][:1]
+    )
+
+  def test_gemma3_does_not_bound_scores(self):
+    for case, softcap in (("gemma2", 3.0), ("gemma3", None)):
+      mixer = self.read(case, attn_logit_softcapping=3.0).layers[0].mixer
+      self.assertEqual(getattr(mixer, "softcap", 0), softcap)
+
+  def test_more_dense_layers_than_layers(self):
+    config = self.read("deepseek_v3_yarn", first_k_dense_replace=9)
+    self.assertEqual(
+      config.num_layers, self.read("deepseek_v3_yarn").num_layers
+    )
+
   @parameterized.parameters(
     ("gpt2", {"scale_attn_by_inverse_layer_idx": True}),
+    ("llama_biases", {"partial_rotary_factor": 0.5}),
+    ("qwen2", {"use_mrope": True}),
+    ("qwen3_next", {"hidden_act": "gelu"}),
     ("gpt_oss", {"swiglu_limit": 5.0}),
     ("llama_biases", {"rope_interleaved": True}),
     ("llama_biases", {"pretraining_tp": 2}),

@@ -186,8 +186,15 @@ def attention_rules(
     )
   rules.append(query)
   if mixer.qkv_bias:
+    query_bias = flat("q_proj.bias", "q_bias_NH")
+    if mixer.output_gate:
+      query_bias = dataclasses.replace(
+        query_bias,
+        ours=("mixer.q_bias_NH", "mixer.gate_bias_NH"),
+        groups=mixer.num_heads,
+      )
     rules += [
-      flat("q_proj.bias", "q_bias_NH"),
+      query_bias,
       flat("k_proj.bias", "k_bias_KH"),
       flat("v_proj.bias", "v_bias_KH"),
     ]

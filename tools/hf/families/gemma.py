@@ -28,6 +28,7 @@ def _read(
   windows: list[int | None],
   ropes: list[model_config.RopeConfig],
   qk_norm: bool,
+  softcap: float | None,
 ) -> model_config.ModelConfig:
   bias = reader.get("attention_bias", default=False)
   reader.only("use_bidirectional_attention", False)
@@ -43,7 +44,7 @@ def _read(
         qkv_bias=bias,
         out_bias=bias,
         window=window,
-        softcap=reader.get("attn_logit_softcapping", default=None),
+        softcap=softcap,
         scale=reader.get("query_pre_attn_scalar") ** -0.5,
         qk_norm="head" if qk_norm else "none",
       ),
@@ -75,6 +76,7 @@ def _read_gemma2(reader: config_json.Reader) -> model_config.ModelConfig:
     windows=reader.windows(num_layers, default),
     ropes=[rope] * num_layers,
     qk_norm=False,
+    softcap=reader.get("attn_logit_softcapping", default=None),
   )
 
 
@@ -112,11 +114,14 @@ def _read_gemma3(reader: config_json.Reader) -> model_config.ModelConfig:
   else:
     whole = reader.rope(max_seq_len=max_seq_len, default_theta=1e6)
     local = model_config.RopeConfig(theta=float(local_theta))
+  # It has the key, but Transformers does not bound scores there.
+  reader.get("attn_logit_softcapping", default=None)
   return _read(
     reader,
     windows=windows,
     ropes=[whole if w is None else local for w in windows],
     qk_norm=True,
+    softcap=None,
   )
 
 
