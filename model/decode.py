@@ -47,6 +47,9 @@ def greedy(
 ) -> Continuation:
   """Continues every prompt by `num_tokens` tokens; jit it.
 
+  LongRoPE has other factors for all positions once one lies beyond the original
+  context: as the longest row gets there, everything is computed again.
+
   Args:
     params: The model's parameters.
     tokens: Prompts, right-padded with anything.
@@ -54,9 +57,6 @@ def greedy(
     graphdef: The model's structure.
     num_tokens: C.
     forbidden: Ids that are never chosen, such as the end of the text.
-
-  LongRoPE has other factors for all positions once one lies beyond the original
-  context: as the longest row gets there, everything is computed again.
   """
   model = transformer.bind(graphdef, params)
   rows, longest = tokens.shape

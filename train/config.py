@@ -229,12 +229,26 @@ def changes(old: RunConfig, new: RunConfig) -> dict[str, tuple[Any, Any]]:
   differ = {}
   for key in sorted(flat_old.keys() | flat_new.keys()):
     pair = (flat_old.get(key), flat_new.get(key))
-    if pair[0] != pair[1] and not _may_change(key):
+    if pair[0] != pair[1] and not _may_change(key, new):
       differ[key] = pair
   return differ
 
 
-def _may_change(key: str) -> bool:
+def _may_change(key: str, run: RunConfig) -> bool:
+  has_capacity = any(
+    isinstance(block.feed_forward, model_config.MoeConfig)
+    and block.feed_forward.capacity_factor is not None
+    for block in run.model.layers
+  )
+  # A capacity is of the tokens that a device has at a time.
+  if has_capacity and key.startswith(("mesh.", "run.accumulation")):
+    return False
+  if (
+    key == "run.accumulation"
+    and run.balance.aux_loss_weight > 0
+    and run.balance.aux_loss_scope == "batch"
+  ):
+    return False
   # Where the data lies does not matter: digests say what it is.
   is_place = key.startswith("data.") and key.endswith(("path", "tokenizer"))
   return is_place or key.startswith(_MAY_CHANGE)

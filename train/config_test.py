@@ -13,6 +13,7 @@ import ml_collections
 
 from model import config as model_config
 from model import schema
+from model import sharding
 from model.presets import deepseek
 from model.presets import gemma
 from model.presets import gpt_oss
@@ -193,6 +194,33 @@ class CheckTest(parameterized.TestCase):
     ):
       dataclasses.replace(run, balance=losses)
     dataclasses.replace(run, balance=losses, model=kanana.moe_13b())
+
+  @parameterized.parameters(
+    (None, "global_batch", []),
+    (None, "batch", ["run.accumulation"]),
+    (1.25, "sequence", ["mesh.fsdp", "run.accumulation"]),
+  )
+  def test_pieces_matter_where_experts_see_them(
+    self, capacity, scope, expected
+  ):
+    model = kanana.moe_13b()
+    (group,) = model.groups
+    (block,) = group.pattern
+    assert isinstance(block.feed_forward, model_config.MoeConfig)
+    moe = dataclasses.replace(block.feed_forward, capacity_factor=capacity)
+    block = dataclasses.replace(block, feed_forward=moe)
+    group = dataclasses.replace(group, pattern=(block,))
+    old = dataclasses.replace(
+      fixtures.run_config(),
+      model=dataclasses.replace(model, groups=(group,)),
+      balance=balance.BalanceConfig(aux_loss_weight=0.1, aux_loss_scope=scope),
+    )
+    new = dataclasses.replace(
+      old,
+      run=dataclasses.replace(old.run, accumulation=2),
+      mesh=sharding.MeshConfig(fsdp=2),
+    )
+    self.assertEqual(sorted(config.changes(old, new)), expected)
 
   def test_a_schedule_must_fit_the_run(self):
     run = fixtures.run_config()

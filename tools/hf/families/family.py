@@ -29,7 +29,7 @@ class Family:
     top_rules: Names of what is outside the layers.
     layer_rules: Names of one layer, with its index filled in: (config, block,
       layer) -> rules.
-    ignored: Prefixes of tensors that are no part of the model: buffers.
+    ignored: Patterns of the names of tensors that are no part of the model.
     defaults: What its class assumes where a key is absent, if that is not what
       `read` does; null is another thing.
   """
@@ -135,13 +135,13 @@ def first[T](config: model_config.ModelConfig, part: str, kind: type[T]) -> T:
   raise ValueError(f"{config.name!r} has no {kind.__name__}.")
 
 
-def top_rules(
-  config: model_config.ModelConfig, *, norm: str = "model.norm"
-) -> list[Rule]:
+def top_rules(config: model_config.ModelConfig) -> list[Rule]:
   """Embedding, final norm and head."""
   rules = [
     Rule(theirs="model.embed_tokens.weight", ours=("embed_VD",), layout="same"),
-    Rule(theirs=f"{norm}.weight", ours=("final_norm.scale_D",), layout="flat"),
+    Rule(
+      theirs="model.norm.weight", ours=("final_norm.scale_D",), layout="flat"
+    ),
   ]
   if not config.tie_embeddings:
     rules.append(Rule(theirs="lm_head.weight", ours=("head_DV",)))
