@@ -21,6 +21,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 
 from model import config as model_config
@@ -52,12 +53,14 @@ class Bundle:
     params: The parameter tree, on the mesh it was loaded for.
     tokenizer: Folder with its tokenizer, or None if it has none.
     step: Training step at which it was saved.
+    meta: The files beside its arrays.
   """
 
   config: model_config.ModelConfig
   params: dict[str, Any]
   tokenizer: pathlib.Path | None
   step: int
+  meta: "Meta"
 
 
 class FilesHandler(ocp.CheckpointHandler):
@@ -109,6 +112,22 @@ class Meta:
   def json(self, name: str) -> Any:
     """The content of a JSON file."""
     return json.loads(self.files[name])
+
+  @property
+  def model(self) -> model_config.ModelConfig:
+    """The model that the parameters belong to."""
+    return schema.from_dict(
+      model_config.ModelConfig, self.json(CONFIG_FILE)["model"], path="model"
+    )
+
+  @property
+  def execution(self) -> model_config.ExecutionConfig:
+    """How it was computed where it was saved."""
+    return schema.from_dict(
+      model_config.ExecutionConfig,
+      self.json(CONFIG_FILE)["execution"],
+      path="execution",
+    )
 
 
 def pack_meta(
@@ -186,12 +205,14 @@ def digests(tree: Any) -> dict[str, str]:
   Any change of one element changes the digest; changes of several elements go
   unnoticed with a probability of 2^-64. Not a cryptographic hash.
   """
-  leaves = jax.tree_util.tree_leaves_with_path(tree)
-  sums = jax.device_get(_digest_all([leaf for _, leaf in leaves]))
-  return {
-    jax.tree_util.keystr(path, simple=True, separator="."): f"{a:08x}{b:08x}"
-    for (path, _), (a, b) in zip(leaves, sums, strict=True)
-  }
+  leaves = sharding.named_leaves(tree)
+  sums = jax.device_get(_digest_all(list(leaves.values())))
+  return {name: to_hex(pair) for name, pair in zip(leaves, sums, strict=True)}
+
+
+def to_hex(sums: np.ndarray) -> str:
+  """The two sums of a digest as they are stored."""
+  return f"{sums[0]:08x}{sums[1]:08x}"
 
 
 def check_digests(tree: Any, expected: dict[str, str], *, where: str) -> None:
@@ -233,14 +254,24 @@ def digest(x: jax.Array, first: int | jax.Array = 0) -> jax.Array:
     position = jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
     index = index * jnp.uint32(size % 2**32) + position
   index += jnp.asarray(first).astype(jnp.uint32)
-  mixed = _mix(bits ^ (_mix(index + jnp.uint32(0x9E3779B9))))
-  return jnp.stack([jnp.sum(mixed), jnp.sum(_mix(mixed))])
+  return jnp.stack([jnp.sum(x) for x in mixed(bits, index)])
 
 
-def _mix(h: jax.Array) -> jax.Array:
+def mixed(bits: Any, index: Any) -> tuple[Any, Any]:
+  """What each element adds to a digest's two sums.
+
+  Args:
+    bits: Of the elements, uint32; of NumPy or of JAX.
+    index: In row-major order, of the elements in their array, uint32.
+  """
+  first = _mix(bits ^ _mix(index + np.uint32(0x9E3779B9)))
+  return first, _mix(first)
+
+
+def _mix(h: Any) -> Any:
   """MurmurHash3's 32-bit finalizer: a bijection that mixes all bits."""
-  h = (h ^ (h >> 16)) * jnp.uint32(0x85EBCA6B)
-  h = (h ^ (h >> 13)) * jnp.uint32(0xC2B2AE35)
+  h = (h ^ (h >> 16)) * np.uint32(0x85EBCA6B)
+  h = (h ^ (h >> 13)) * np.uint32(0xC2B2AE35)
   return h ^ (h >> 16)
 
 
@@ -292,14 +323,8 @@ def load(path: pathlib.Path, mesh: jax.sharding.Mesh) -> Bundle:
       "name must be its step, such as 1000: rename it."
     )
   meta = read_meta(folder)
-  saved = meta.json(CONFIG_FILE)
-  config = schema.from_dict(
-    model_config.ModelConfig, saved["model"], path="model"
-  )
-  execution = schema.from_dict(
-    model_config.ExecutionConfig, saved["execution"], path="execution"
-  )
-  _, shapes = transformer.abstract(config, execution)
+  config = meta.model
+  _, shapes = transformer.abstract(config, meta.execution)
   target = sharding.with_shardings(
     shapes, sharding.param_shardings(shapes, mesh)
   )
@@ -317,4 +342,5 @@ def load(path: pathlib.Path, mesh: jax.sharding.Mesh) -> Bundle:
     params=params,
     tokenizer=tokenizer if tokenizer.is_dir() else None,
     step=int(folder.name),
+    meta=meta,
   )

@@ -126,6 +126,14 @@ def is_matrix(name: str) -> bool:
   return len(param_dims(name)) >= 2 and not stem.endswith(("scale", "bias"))
 
 
+def named_leaves(tree: Any) -> dict[str, Any]:
+  """Dotted name -> leaf of a tree of nested dicts, such as the parameters."""
+  return {
+    jax.tree_util.keystr(path, simple=True, separator="."): leaf
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+  }
+
+
 def param_spec(name: str, ndim: int) -> P:
   """The spec of the parameter `name`, read off the dims in its last part.
 

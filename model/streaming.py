@@ -28,6 +28,7 @@ import numpy as np
 import tensorstore as ts
 
 from model import checkpoint
+from model import sharding
 
 # Bytes on their way to the disk at a time; a larger slice goes alone.
 _MAX_PENDING_BYTES = 256 * 2**20
@@ -70,7 +71,7 @@ class Writer:
       )
     self._work = self._final.with_name(f"{step}.writing")
     shutil.rmtree(self._work, ignore_errors=True)
-    self._shapes = flatten(shapes)
+    self._shapes = sharding.named_leaves(shapes)
     self._arrays: dict[str, Any] = {}
     self._digests = {name: np.zeros(2, np.uint32) for name in self._shapes}
     self._missing = {
@@ -148,7 +149,8 @@ class Writer:
       json.dumps(self._orbax_metadata())
     )
     digests = {
-      f"params.{name}": to_hex(sums) for name, sums in self._digests.items()
+      f"params.{name}": checkpoint.to_hex(sums)
+      for name, sums in self._digests.items()
     }
     meta = checkpoint.pack_files(values, digests, tokenizer=tokenizer)
     checkpoint.write_files(self._work / "meta", meta)
@@ -335,35 +337,18 @@ def digest(
   return sums
 
 
-def to_hex(sums: np.ndarray) -> str:
-  """A digest as it is stored."""
-  return f"{sums[0]:08x}{sums[1]:08x}"
-
-
 def _digest_small(bits: np.ndarray, first: np.uint32) -> np.ndarray:
   """`checkpoint.digest` in numpy: nothing to compile."""
   index = np.arange(bits.size, dtype=np.uint32) + first
-  mixed = _mixed(bits.astype(np.uint32), index)
+  mixed = checkpoint.mixed(bits.astype(np.uint32), index)
   return np.array([x.sum(dtype=np.uint32) for x in mixed])
-
-
-def _mixed(bits, index):
-  """What each element adds to a digest's two sums; numpy's or JAX's."""
-  mixed = _mix(bits ^ _mix(index + np.uint32(0x9E3779B9)))
-  return mixed, _mix(mixed)
-
-
-def _mix(h):
-  h = (h ^ (h >> 16)) * np.uint32(0x85EBCA6B)
-  h = (h ^ (h >> 13)) * np.uint32(0xC2B2AE35)
-  return h ^ (h >> 16)
 
 
 @jax.jit
 def _digest_chunk(bits, first, size):
   """`checkpoint.digest` of the first `size` elements; one shape for all."""
   index = jax.lax.iota(jnp.uint32, bits.size)
-  mixed = _mixed(bits.astype(jnp.uint32), index + first)
+  mixed = checkpoint.mixed(bits.astype(jnp.uint32), index + first)
   return jnp.stack(
     [jnp.sum(jnp.where(index < size, x, jnp.uint32(0))) for x in mixed]
   )
@@ -380,15 +365,8 @@ def _flush(path: pathlib.Path) -> None:
 
 def dtypes(shapes: dict[str, Any]) -> dict[str, np.dtype]:
   """Dotted name -> dtype of each parameter of a tree."""
-  return {name: np.dtype(x.dtype) for name, x in flatten(shapes).items()}
-
-
-def flatten(tree: dict[str, Any]) -> dict[str, Any]:
-  """Dotted name -> leaf of a tree of parameters."""
-  return {
-    jax.tree_util.keystr(path, simple=True, separator="."): leaf
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-  }
+  leaves = sharding.named_leaves(shapes)
+  return {name: np.dtype(x.dtype) for name, x in leaves.items()}
 
 
 def _zarr_dtype(dtype: Any) -> str:

@@ -35,7 +35,7 @@ def make_arrays():
   rng = np.random.default_rng(0)
   arrays = {
     name: rng.normal(size=leaf.shape).astype(np.float32)
-    for name, leaf in streaming.flatten(shapes()).items()
+    for name, leaf in sharding.named_leaves(shapes()).items()
   }
   arrays["group_0.block_0.mixer.q_DNH"][1] = 0.0
   arrays["group_0.block_0.mixer.k_DKH"][1] = -0.0
@@ -70,7 +70,7 @@ class WriterTest(absltest.TestCase):
     # Which also compares the digests.
     bundle = checkpoint.load(self.folder, mesh)
     self.assertEqual((bundle.config, bundle.step), (_CONFIG, 3))
-    loaded = streaming.flatten(bundle.params)
+    loaded = sharding.named_leaves(bundle.params)
     self.assertEqual(loaded.keys(), self.arrays.keys())
     for name, array in self.arrays.items():
       self.assertEqual(np.asarray(loaded[name]).tobytes(), array.tobytes())
@@ -196,7 +196,7 @@ class DigestTest(parameterized.TestCase):
       total = np.zeros(2, np.uint32)
       for index in np.ndindex(array.shape[:depth]):
         total += streaming.digest(array[index], index, array.shape)
-      self.assertEqual(streaming.to_hex(total), whole, depth)
+      self.assertEqual(checkpoint.to_hex(total), whole, depth)
 
   @parameterized.parameters(np.float32, ml_dtypes.bfloat16)
   def test_chunks(self, dtype):
@@ -207,7 +207,7 @@ class DigestTest(parameterized.TestCase):
     for size in (1, small - 1, small, chunk, 2 * chunk + 5, chunk + small + 9):
       part = array[:size]
       self.assertEqual(
-        streaming.to_hex(streaming.digest(part, (), part.shape)),
+        checkpoint.to_hex(streaming.digest(part, (), part.shape)),
         checkpoint.digests({"x": jnp.asarray(part)})["x"],
       )
 

@@ -68,11 +68,10 @@ def load(
       "text rather than synthetic tokens, or import the model from a folder "
       "with its tokenizer.json."
     )
-  meta = checkpoint.read_meta(folder)
+  saved = schema.to_dict(bundle.meta.execution)
   execution = schema.from_dict(
     model_config.ExecutionConfig,
-    meta.json(checkpoint.CONFIG_FILE)["execution"]
-    | {"compute_dtype": compute_dtype},
+    saved | {"compute_dtype": compute_dtype},
     path="execution",
   )
   graphdef, _ = transformer.abstract(bundle.config, execution)
@@ -82,5 +81,5 @@ def load(
     params=bundle.params,
     mesh=mesh,
     tokenizer=bundle.tokenizer,
-    meta=meta,
+    meta=bundle.meta,
   )

@@ -10,6 +10,7 @@ from data import fixtures
 from model import checkpoint
 from model import config as model_config
 from model import schema
+from model import sharding
 from model import streaming
 from model import transformer
 
@@ -55,8 +56,7 @@ def write(
   shapes = jax.eval_shape(lambda: params)
   files = {} if tokenizer is None else _read(tokenizer)
   with streaming.Writer(folder, shapes) as writer:
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-      name = jax.tree_util.keystr(path, simple=True, separator=".")
+    for name, leaf in sharding.named_leaves(params).items():
       writer.write(name, (), np.asarray(leaf))
     described = {
       "model": schema.to_dict(config()),

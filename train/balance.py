@@ -124,16 +124,15 @@ def loss(
     if config.aux_loss_weight > 0:
       match config.aux_loss_scope:
         case "sequence":
-          aux = stats.sequence_balance / jnp.maximum(num_sequences, 1)
+          of_batch = dataclasses.replace(stats, num_sequences=num_sequences)
+          aux = router_lib.load_balance_loss(of_batch, scope="sequence")
         case "batch":
           aux = router_lib.load_balance_loss(stats) * share
         case "global_batch":
           counted = stats if whole is None else whole[name]
           # The load of all, the probabilities of these: the sum over pieces is
           # E * sum_e f_e P_e with f and P of the whole batch.
-          combined = dataclasses.replace(
-            counted, probs=stats.probs, sequence_balance=stats.sequence_balance
-          )
+          combined = dataclasses.replace(counted, probs=stats.probs)
           aux = router_lib.load_balance_loss(combined)
       total += config.aux_loss_weight * jnp.sum(aux) / num_layers
     if config.z_loss_weight > 0:

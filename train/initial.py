@@ -32,9 +32,7 @@ def check(config: config_lib.RunConfig, data: data_config.DataConfig) -> None:
   """
   folder = _find(config)
   meta = checkpoint.read_meta(folder)
-  saved = meta.json(checkpoint.CONFIG_FILE)["model"]
-  found = schema.from_dict(model_config.ModelConfig, saved, path="model")
-  _check_model(found, config.model, folder)
+  _check_model(meta.model, config.model, folder)
   tokenizer = folder / "meta" / checkpoint.TOKENIZER_FOLDER
   if tokenizer.is_dir() and data.tokenizer:
     theirs = tokenizer_lib.Tokenizer.load(tokenizer)

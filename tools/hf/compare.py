@@ -424,10 +424,7 @@ def _worst_norm(ours: Arrays, norms: dict[str, Any]) -> Comparison:
 
 def _to_theirs(bindings: list[name_map.Binding], tree: Any) -> Arrays:
   """A tree like the parameters as tensors of theirs."""
-  leaves = {
-    jax.tree_util.keystr(path, simple=True, separator="."): np.asarray(leaf)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-  }
+  leaves = sharding.named_leaves(jax.device_get(tree))
   return {
     binding.theirs: binding.rule.to_theirs(
       [leaves[name][binding.index] for name in binding.ours]

@@ -21,7 +21,6 @@ import numpy as np
 from data import tokenizer as tokenizer_lib
 from model import checkpoint
 from model import config as model_config
-from model import schema
 from model import streaming
 from model import transformer
 from tools.hf import architecture
@@ -76,13 +75,7 @@ def run(
   start = time.perf_counter()
   folder = checkpoint.find(path)
   meta = checkpoint.read_meta(folder)
-  saved = meta.json(checkpoint.CONFIG_FILE)
-  config = schema.from_dict(
-    model_config.ModelConfig, saved["model"], path="model"
-  )
-  execution = schema.from_dict(
-    model_config.ExecutionConfig, saved["execution"], path="execution"
-  )
+  config, execution = meta.model, meta.execution
   _, shapes = transformer.abstract(config, execution)
   found, values, dtypes = _describe(meta, config)
   bindings = architecture.bind(found, config, shapes)
@@ -182,7 +175,7 @@ def _copy(
       streaming.for_each(copy, group)
     for name, digest in zip(names, digests, strict=True):
       expected = meta.array_digests.get(f"params.{name}")
-      if streaming.to_hex(digest) != expected:
+      if checkpoint.to_hex(digest) != expected:
         raise checkpoint.CorruptCheckpointError(
           f"{folder}: parameter {name} is not as it was written (digests "
           "differ). Restore the checkpoint from a copy, or use an earlier step."

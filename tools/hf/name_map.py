@@ -14,7 +14,6 @@ import dataclasses
 import math
 from typing import Any, Literal
 
-import jax
 import numpy as np
 
 from model import config as model_config
@@ -181,9 +180,9 @@ def bind(
       this model. Those of multi-token prediction are never bound.
   """
   leaves = {
-    jax.tree_util.keystr(path, simple=True, separator="."): leaf.shape
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params)
-    if not str(path[0].key).startswith("mtp_")
+    name: leaf.shape
+    for name, leaf in sharding.named_leaves(params).items()
+    if not name.startswith("mtp_")
   }
   bindings = [
     binding for rule in top for binding in _bind_rule(rule, "", (), leaves)

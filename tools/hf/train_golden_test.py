@@ -109,10 +109,7 @@ class TrainGoldenTest(parameterized.TestCase):
     """Norms of all tensors, and some tensors, under their names."""
     values = json.loads((_FOLDER / "config.json").read_text())
     found, _ = architecture.read(values)
-    leaves = {
-      jax.tree_util.keystr(path, simple=True, separator="."): np.asarray(leaf)
-      for path, leaf in jax.tree_util.tree_leaves_with_path(params)
-    }
+    leaves = sharding.named_leaves(jax.device_get(params))
     tensors = {}
     for binding in architecture.bind(found, self.bundle.config, params):
       ours = [leaves[name][binding.index] for name in binding.ours]
