@@ -22,7 +22,7 @@ _LAYERS = {
   "tools": {"third_party", "model", "data", "train", "serve", "tools"},
 }
 # What serve takes from data.
-_SERVE_FROM_DATA = ("data.chat", "data.tokenizer")
+_SERVE_FROM_DATA = ("data.chat", "data.chat_prompt", "data.tokenizer")
 # Packages that a layer does without, and why.
 _BANNED_PACKAGES = {
   "data": (("jax", "flax"), "data is host side: numpy"),

@@ -3,6 +3,7 @@
 `@python3_12` is the machine's CPython 3.12 as a Bazel toolchain; `@pypi` has
 one `py_library` per distribution of the lock that `--config=tpu` or
 `--config=cuda` selects (the CPU's otherwise): `@pypi//ml_collections`.
+`@pypi_clients` has large programs that only tests on purpose ask for.
 """
 
 _VERSION = "3.12"
@@ -97,13 +98,17 @@ toolchain(
 python_repository = repository_rule(implementation = _python_repository)
 
 def _pypi_repository(rctx):
-    accelerator = rctx.getenv("CACAO_ACCELERATOR", "cpu")
-    if accelerator not in rctx.attr.locks.values():
-        fail("CACAO_ACCELERATOR={}: known are {}".format(
-            accelerator,
-            ", ".join(sorted(rctx.attr.locks.values())),
-        ))
-    lock = [k for k, v in rctx.attr.locks.items() if v == accelerator][0]
+    locks = {name: lock for lock, name in rctx.attr.locks.items()}
+    if len(locks) == 1:
+        lock = locks.values()[0]
+    else:
+        accelerator = rctx.getenv("CACAO_ACCELERATOR", "cpu")
+        if accelerator not in locks:
+            fail("CACAO_ACCELERATOR={}: known are {}".format(
+                accelerator,
+                ", ".join(sorted(locks)),
+            ))
+        lock = locks[accelerator]
     rctx.report_progress("Installing {}".format(lock.name))
     result = rctx.execute(
         [
@@ -129,7 +134,7 @@ pypi_repository = repository_rule(
         "installer": attr.label(mandatory = True),
         "interpreter": attr.label(mandatory = True),
         "locks": attr.label_keyed_string_dict(
-            doc = "requirements file -> accelerator",
+            doc = "requirements file -> its accelerator, or any name if there is only one",
             mandatory = True,
         ),
     },
@@ -145,6 +150,14 @@ def _python(mctx):
             "//third_party/python:requirements_{}.txt".format(name): name
             for name in ["cpu", "cuda", "tpu"]
         },
+    )
+
+    # Not fetched before something that needs it is built.
+    pypi_repository(
+        name = "pypi_clients",
+        installer = "//third_party/python:install.py",
+        interpreter = "@python3_12//:interpreter",
+        locks = {"//third_party/python:requirements_clients.txt": "clients"},
     )
     return mctx.extension_metadata(reproducible = True)
 

@@ -6,6 +6,7 @@ packages are for; plain Python, standard library only. Writes
     DEST/site-packages/        the packages, byte-compiled
     DEST/BUILD                 exports their files
     DEST/<distribution>/BUILD  one py_library each
+    DEST/accelerator           which lock it is: `cpu` of requirements_cpu.txt
 
 uv installs (seconds where pip takes minutes), and pip, which every Python
 has, only fetches uv. uv is told the user's pip settings, which it would not
@@ -223,7 +224,9 @@ def main(lock, dest):
         ],
       )
     )
-  exported = json.dumps(sorted(set().union(*entries.values())))
+  accelerator = lock.stem.removeprefix("requirements_")
+  (dest / "accelerator").write_text(f"{accelerator}\n")
+  exported = json.dumps(sorted({"accelerator"}.union(*entries.values())))
   (dest / "BUILD").write_text(f"exports_files({exported})\n")
 
 

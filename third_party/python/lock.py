@@ -1,5 +1,7 @@
 """Resolves requirements.in into one hash-locked file per accelerator.
 
+requirements_clients.in is resolved for itself.
+
     ./bazelw run //third_party/python:lock                # what changed
     ./bazelw run //third_party/python:lock -- --upgrade   # newest versions
 
@@ -17,36 +19,46 @@ import uv
 from third_party.python import install
 
 _EXTRAS = {"cpu": "", "cuda": "[cuda13]", "tpu": "[tpu]"}
+# They have no wheels, and nothing is built from source here. lm-eval imports
+# them where a task scores summaries, or its cache is asked for.
+_NO_WHEELS = ("rouge-score", "sqlitedict", "word2number")
 
 
-def compile_command(accelerator, args):
-  """Returns the uv command that locks one accelerator's requirements."""
+def compile_command(name, args):
+  """Returns the uv command that writes requirements_<name>.txt."""
   command = [
     *(uv.find_uv_bin(), "pip", "compile", "--quiet", "--universal"),
     *("--python-version", "3.12", "--python", sys.executable),
     *("--generate-hashes", "--no-strip-extras", "--no-emit-index-url"),
     *("--custom-compile-command", "./bazelw run //third_party/python:lock"),
-    *("--output-file", f"requirements_{accelerator}.txt"),
-    *("requirements.in", "-"),
+    *("--output-file", f"requirements_{name}.txt"),
   ]
+  if name not in _EXTRAS:
+    return [*command, f"requirements_{name}.in", "--excludes", "-", *args]
+  command += ["requirements.in", "-"]
   # The accelerators differ by what they add, not by version.
-  if accelerator != "cpu":
+  if name != "cpu":
     command += ["--constraints", "requirements_cpu.txt"]
   return command + args
 
 
+def standard_input(name):
+  """Returns what the command reads as the file `-`."""
+  return f"jax{_EXTRAS[name]}" if name in _EXTRAS else "\n".join(_NO_WHEELS)
+
+
 def main(args):
-  """Locks every accelerator's requirements, the CPU's first."""
+  """Locks every accelerator's requirements, the CPU's first; then others."""
   folder = pathlib.Path(
     os.environ["BUILD_WORKSPACE_DIRECTORY"], "third_party/python"
   )
-  for accelerator, extras in _EXTRAS.items():
-    print(f"requirements_{accelerator}.txt", flush=True)
+  for name in (*_EXTRAS, "clients"):
+    print(f"requirements_{name}.txt", flush=True)
     subprocess.run(
-      compile_command(accelerator, args),
+      compile_command(name, args),
       cwd=folder,
       env=install.uv_environment(),
-      input=f"jax{extras}\n",
+      input=standard_input(name),
       text=True,
       check=True,
     )

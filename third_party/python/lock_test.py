@@ -18,6 +18,18 @@ class LockTest(absltest.TestCase):
     self.assertIn("requirements_cpu.txt", command)
     self.assertEqual(command[-1], "--upgrade")
 
+  def test_clients_are_resolved_for_themselves(self):
+    command = lock.compile_command("clients", ["--upgrade"])
+    self.assertIn("requirements_clients.txt", command)
+    self.assertIn("requirements_clients.in", command)
+    self.assertEqual(command[-1], "--upgrade")
+    self.assertNotIn("requirements.in", command)
+    self.assertNotIn("--constraints", command)
+
+  def test_standard_input(self):
+    self.assertEqual(lock.standard_input("tpu"), "jax[tpu]")
+    self.assertIn("rouge-score", lock.standard_input("clients"))
+
 
 if __name__ == "__main__":
   absltest.main()

@@ -6,6 +6,7 @@
 With --chat each prompt is a user's message to a chat model.
 """
 
+from collections.abc import Collection
 import dataclasses
 import time
 from typing import Any
@@ -18,9 +19,9 @@ from data import chat
 from data import tokenizer as tokenizer_lib
 from model import decode
 from model import sharding
+from serve import conventions
 from tools import command_line
 from tools import trained_model
-from tools.hf import importer
 
 _CHECKPOINT = flags.DEFINE_string(
   "checkpoint", "", "A run's workdir, its checkpoints, or one of them."
@@ -69,11 +70,7 @@ def encode(
   *,
   as_message: bool,
 ) -> list[int]:
-  """Ids of a prompt, begun as the model's training texts are.
-
-  An imported model's tokenizer says what comes first, if anything; a document
-  that we train on follows the end of another.
-  """
+  """Ids of a prompt, begun as the model's training texts are."""
   if as_message:
     text = chat.render(
       [{"role": "user", "content": prompt}],
@@ -81,29 +78,14 @@ def encode(
       add_generation_prompt=True,
     )
     return tokenizer.encode_with_special_tokens(text)
-  if importer.CONFIG_FILE in model.meta.files:
-    ids = tokenizer.encode_with_special_tokens(prompt, add=True)
-    return ids or [tokenizer.eos_id]
-  return [tokenizer.eos_id, *tokenizer.encode_with_special_tokens(prompt)]
-
-
-def end_ids(
-  model: trained_model.TrainedModel, tokenizer: tokenizer_lib.Tokenizer
-) -> set[int]:
-  """The tokens that end a text; an imported model may name several."""
-  ends = {tokenizer.eos_id}
-  for name in (importer.CONFIG_FILE, importer.GENERATION_FILE):
-    if name in model.meta.files:
-      found = model.meta.json(name).get("eos_token_id")
-      ends |= set(found if isinstance(found, list) else [found]) - {None}
-  return ends
+  return conventions.encode(prompt, tokenizer, conventions.start(model.meta))
 
 
 def generate(
   model: trained_model.TrainedModel,
   prompts: list[list[int]],
   *,
-  ends: set[int],
+  ends: Collection[int],
   num_tokens: int,
 ) -> Texts:
   """Continues each prompt by up to `num_tokens` tokens.
@@ -149,7 +131,7 @@ def generate(
   )
 
 
-def _until(ids: list[int], ends: set[int]) -> list[int]:
+def _until(ids: list[int], ends: Collection[int]) -> list[int]:
   """The ids before the first end."""
   first = next((i for i, token in enumerate(ids) if token in ends), len(ids))
   return ids[:first]
@@ -170,7 +152,7 @@ def main() -> None:
   texts = generate(
     model,
     prompts,
-    ends=end_ids(model, tokenizer),
+    ends=conventions.end_ids(model.meta, tokenizer),
     num_tokens=_NUM_TOKENS.value,
   )
   for prompt, before, after in zip(

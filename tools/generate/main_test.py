@@ -13,10 +13,10 @@ import numpy as np
 
 from data import tokenizer as tokenizer_lib
 from model import transformer
+from model.hf import importer
 from tools import trained_model
 from tools import trained_model_fixtures as fixtures
 from tools.generate import main
-from tools.hf import importer
 
 _PROMPTS = ("In the beginning", "def")
 
@@ -95,13 +95,6 @@ class GenerateTest(absltest.TestCase):
       )
     empty = main.encode(self.imported, self.tokenizer, "", as_message=False)
     self.assertEqual(empty, [eos])
-
-  def test_what_ends_a_text(self):
-    eos = self.tokenizer.eos_id
-    self.assertEqual(main.end_ids(self.ours, self.tokenizer), {eos})
-    self.assertEqual(
-      main.end_ids(self.imported, self.tokenizer), {eos, 7, 8, 9}
-    )
 
   def run_main(self, **values):
     # As bazel run does: elsewhere, with the user's directory in a variable.

@@ -35,11 +35,11 @@ from model import decode
 from model import router as router_lib
 from model import sharding
 from model import transformer
+from model.hf import architecture
+from model.hf import importer
+from model.hf import name_map
+from model.hf import source as source_lib
 from tools import command_line
-from tools.hf import architecture
-from tools.hf import importer
-from tools.hf import name_map
-from tools.hf import source as source_lib
 
 GOLDEN = "golden.npz"
 GRAD_NORMS = "grad_norms.json"

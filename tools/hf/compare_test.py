@@ -11,7 +11,7 @@ from safetensors import numpy as library
 
 from tools.hf import compare
 
-_TESTDATA = pathlib.Path(__file__).parent / "testdata"
+_TESTDATA = pathlib.Path(__file__).parents[2] / "model/hf/testdata"
 
 
 class ComparisonTest(parameterized.TestCase):

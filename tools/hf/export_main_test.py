@@ -7,10 +7,10 @@ from unittest import mock
 from absl.testing import absltest
 from absl.testing import flagsaver
 
+from model.hf import fixtures
+from model.hf import importer
+from model.hf import safetensors_folder
 from tools.hf import export_main
-from tools.hf import fixtures
-from tools.hf import importer
-from tools.hf import safetensors_folder
 
 
 class ExportMainTest(absltest.TestCase):

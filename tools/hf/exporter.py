@@ -23,13 +23,13 @@ from model import checkpoint
 from model import config as model_config
 from model import streaming
 from model import transformer
-from tools.hf import architecture
-from tools.hf import importer
-from tools.hf import name_map
+from model.hf import architecture
+from model.hf import importer
+from model.hf import name_map
+from model.hf import source as source_lib
+from model.hf import tensors
+from model.hf.families import family
 from tools.hf import safetensors_writer
-from tools.hf import source as source_lib
-from tools.hf import tensors
-from tools.hf.families import family
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

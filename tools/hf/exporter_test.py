@@ -19,10 +19,10 @@ from model import checkpoint
 from model import config as model_config
 from model import schema
 from model import transformer
+from model.hf import fixtures
+from model.hf import importer
+from model.hf import safetensors_folder
 from tools.hf import exporter
-from tools.hf import fixtures
-from tools.hf import importer
-from tools.hf import safetensors_folder
 
 _BFLOAT16 = ml_dtypes.bfloat16
 

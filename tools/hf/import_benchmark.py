@@ -23,11 +23,11 @@ import ml_dtypes
 import numpy as np
 
 from model import streaming
+from model.hf import importer
+from model.hf import name_map
+from model.hf import tensors
 from tools.hf import exporter
-from tools.hf import importer
-from tools.hf import name_map
 from tools.hf import safetensors_writer
-from tools.hf import tensors
 
 _NUM_LAYERS = flags.DEFINE_integer("num_layers", 6, "Each of 134 MB.")
 _FOLDER = flags.DEFINE_string("folder", None, "Where, if not in the usual one.")

@@ -5,13 +5,15 @@
 Memory stays near a few tensors, whatever the size of the model.
 """
 
+import pathlib
 import resource
 from typing import Any
 
 from absl import flags
 
+from data import tokenizer as tokenizer_lib
+from model.hf import importer
 from tools import command_line
-from tools.hf import importer
 
 _INPUT = flags.DEFINE_string(
   "input", "", "Folder with config.json and safetensors, or a .gguf file."
@@ -36,6 +38,7 @@ def main() -> None:
     output,
     param_dtype=param_dtype,
     name=_NAME.value,
+    count_ids=_count_ids,
   )
   tokenizer = "its tokenizer" if result.has_tokenizer else "no tokenizer"
   # Linux counts in KiB.
@@ -58,6 +61,10 @@ def main() -> None:
       "To have text, put the model's own tokenizer.json beside the weights and"
       " import again."
     )
+
+
+def _count_ids(folder: pathlib.Path) -> int:
+  return tokenizer_lib.Tokenizer.load(folder).vocab_size
 
 
 if __name__ == "__main__":

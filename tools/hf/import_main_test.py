@@ -9,7 +9,7 @@ from absl.testing import absltest
 from absl.testing import flagsaver
 
 from data import fixtures as data_fixtures
-from tools.hf import fixtures
+from model.hf import fixtures
 from tools.hf import import_main
 
 

@@ -16,8 +16,8 @@ import struct
 
 import numpy as np
 
-from tools.hf import safetensors_folder
-from tools.hf import tensors
+from model.hf import safetensors_folder
+from model.hf import tensors
 
 # The library's order in a file, so that all are aligned; then that of names.
 _DTYPE_ORDER = ("F64", "F32", "BF16", "F16")

@@ -10,9 +10,9 @@ import numpy as np
 import safetensors
 from safetensors import numpy as library
 
-from tools.hf import safetensors_folder
+from model.hf import safetensors_folder
+from model.hf import tensors
 from tools.hf import safetensors_writer
-from tools.hf import tensors
 
 
 def make_arrays():

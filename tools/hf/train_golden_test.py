@@ -20,8 +20,8 @@ from model import checkpoint
 from model import config as model_config
 from model import sharding
 from model import transformer
-from tools.hf import architecture
-from tools.hf import importer
+from model.hf import architecture
+from model.hf import importer
 from train import optimizer as optimizer_lib
 from train import schedule as schedule_lib
 from train import step as step_lib
