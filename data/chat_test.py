@@ -105,6 +105,74 @@ class ChatTest(parameterized.TestCase):
       with self.assertRaisesRegex(ValueError, "has no chat template"):
         chat.render(_HELLO, empty, add_generation_prompt=True)
 
+  def test_templates_beside_each_other(self):
+    named = [
+      {"name": "tool_use", "template": "{{ tools | length }}"},
+      {"name": "default", "template": "plain"},
+    ]
+    folder = self.folder(named)
+    more = folder / "additional_chat_templates"
+    more.mkdir()
+    (more / "rag.jinja").write_text("{{ documents | length }}")
+    templates = chat.load(folder)
+    self.assertSameElements(templates.sources, ("default", "tool_use", "rag"))
+    for tools, text in ((None, "plain"), ([], "plain"), ([{}, {}], "2")):
+      self.assertEqual(
+        templates.render(_HELLO, add_generation_prompt=True, tools=tools), text
+      )
+
+  def test_what_else_a_template_asks_for(self):
+    templates = chat.load(
+      self.folder(
+        "{{ bos_token }}{% if enable_thinking %}{{ documents }}{% endif %}",
+        bos_token="<s>",
+      )
+    )
+    self.assertEqual(
+      templates.variables(), {"bos_token", "enable_thinking", "documents"}
+    )
+    for arguments, text in (
+      ({}, "<s>"),
+      ({"enable_thinking": True}, "<s>['a']"),
+      # What the model has is not the request's to say.
+      ({"bos_token": "x", "documents": "y", "messages": 1}, "<s>"),
+    ):
+      self.assertEqual(
+        templates.render(
+          _HELLO,
+          add_generation_prompt=True,
+          documents=["a"],
+          arguments=arguments,
+        ),
+        text,
+      )
+
+  def test_going_on_with_the_last_message(self):
+    templates = chat.load(
+      self.folder(
+        "{% for m in messages %}[{{ m.content | trim }}]{% endfor %}"
+        "{% if add_generation_prompt %}[{% endif %}"
+      )
+    )
+    messages = [*_HELLO, {"role": "assistant", "content": " Hello!"}]
+
+    def render(messages, **arguments):
+      arguments = {"add_generation_prompt": False} | arguments
+      return templates.render(
+        messages, continue_final_message=True, **arguments
+      )
+
+    self.assertEqual(render(messages), "[Hello!][Hello!")
+    with self.assertRaisesRegex(ValueError, "are both true"):
+      render(messages, add_generation_prompt=True)
+    with self.assertRaisesRegex(ValueError, "content is text"):
+      render([{"role": "assistant", "content": None}])
+    silent = chat.load(self.folder("{{ messages | length }}"))
+    with self.assertRaisesRegex(ValueError, "cannot be gone on with"):
+      silent.render(
+        messages, add_generation_prompt=False, continue_final_message=True
+      )
+
   @parameterized.parameters(
     ("{{ raise_exception('no system role') }}", "no system role"),
     ("{% for m in messages %}", "TemplateSyntaxError"),

@@ -4,7 +4,7 @@ Dims: B batch, T query length, S key length, D model, N query heads,
 K key/value heads, H head dim.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import functools
 
 from flax import nnx
@@ -19,8 +19,11 @@ from model import norm as norm_lib
 from model import rope
 from model import sharding
 from model.kernels import attention as kernel
+from model.kernels import attention_paged
 
-State = dict[str, Float[Array, "B S K H"]]
+# "k" and "v" [B, S, K, H]; in pages "k_PKSH" and "v_PKSH", and of int8 the
+# scales "k_scale_PKS" and "v_scale_PKS", all without the K if it is 1.
+State = dict[str, Array]
 
 
 class Attention(nnx.Module):
@@ -93,6 +96,37 @@ class Attention(nnx.Module):
     shape = (rows, slots, self.config.num_kv_heads, self.config.head_dim)
     return {"k": jnp.zeros(shape, dtype), "v": jnp.zeros(shape, dtype)}
 
+  def pages(
+    self,
+    *,
+    num_pages: Mapping[int, int],
+    page_size: int,
+    rows: int,
+    page_dtype: str,
+    row_dtype: str,
+  ) -> State:
+    """Empty pages of keys and values."""
+    del rows, row_dtype
+    config = self.config
+    num = num_pages[config.window or kv_cache.NO_WINDOW]
+    heads = () if config.num_kv_heads == 1 else (config.num_kv_heads,)
+    shape = (num, *heads, page_size)
+    state = {
+      f"{name}_{self._page_dims}H": jnp.zeros(
+        (*shape, config.head_dim), page_dtype
+      )
+      for name in "kv"
+    }
+    if page_dtype == "int8":
+      for name in "kv":
+        state[f"{name}_scale_{self._page_dims}"] = jnp.zeros(shape, jnp.float32)
+    return state
+
+  @property
+  def _page_dims(self) -> str:
+    """Letters of a page's dims, features left out."""
+    return "PS" if self.config.num_kv_heads == 1 else "PKS"
+
   def __call__(
     self,
     x: Float[Array, "B T D"],
@@ -104,7 +138,8 @@ class Attention(nnx.Module):
     """Attention over norm(x), within segments and never to later tokens.
 
     The norm is applied here, where it is recomputed. With a `state` the tokens
-    also see those in the cache; the state with theirs added is returned.
+    also see those in the cache, or in the pages that `span` names; the state
+    with theirs added is returned.
     """
     config = self.config
     cos_sin = None
@@ -114,6 +149,7 @@ class Attention(nnx.Module):
         span.positions,
         config.head_dim,
         valid=span.segment_ids > 0,
+        length=span.length,
       )
 
     def place(q, k):
@@ -151,26 +187,11 @@ class Attention(nnx.Module):
       q, k = place(*self._norm_heads(q, k))
     k = sharding.constrain(k, "BSKH")
     v = sharding.constrain(v, "BSKH")
-    if state is not None:
-      state = {
-        "k": kv_cache.write(state["k"], k, span.start),
-        "v": kv_cache.write(state["v"], v, span.start),
-      }
-      k, v = state["k"].astype(q.dtype), state["v"].astype(q.dtype)
-    out = kernel.attend(
-      sharding.constrain(q, "BTNH"),
-      k,
-      v,
-      q_segment_ids=span.segment_ids,
-      # Without a cache the keys are the queries' tokens: splash needs to know.
-      k_segment_ids=None if state is None else span.key_segment_ids,
-      q_start=0 if state is None else span.start,
-      scale=config.scale,
-      window=config.window,
-      softcap=config.softcap,
-      sinks_N=self.sinks_N[...] if config.sinks else None,
-      implementation=self.implementation,
-    )
+    q = sharding.constrain(q, "BTNH")
+    if state is not None and span.places is not None:
+      out, state = self._attend_pages(q, k, v, span, state)
+    else:
+      out, state = self._attend(q, k, v, span, state)
     out = sharding.constrain(out, "BTNH")
 
     # The backward pass recomputes the product with the gate, no matmul.
@@ -184,6 +205,60 @@ class Attention(nnx.Module):
     if config.out_bias:
       out += self.o_bias_D[...].astype(out.dtype)
     return sharding.constrain(out, "BTD"), state
+
+  def _attend(self, q, k, v, span, state):
+    """Over the tokens themselves, or all slots of a cache."""
+    if state is not None:
+      state = {
+        "k": kv_cache.write(state["k"], k, span.start),
+        "v": kv_cache.write(state["v"], v, span.start),
+      }
+      k, v = state["k"].astype(q.dtype), state["v"].astype(q.dtype)
+    out = kernel.attend(
+      q,
+      k,
+      v,
+      q_segment_ids=span.segment_ids,
+      # Without a cache the keys are the queries' tokens: splash needs to know.
+      k_segment_ids=None if state is None else span.key_segment_ids,
+      q_start=0 if state is None else span.start,
+      scale=self.config.scale,
+      window=self.config.window,
+      softcap=self.config.softcap,
+      sinks_N=self.sinks_N[...] if self.config.sinks else None,
+      implementation=self.implementation,
+    )
+    return out, state
+
+  def _attend_pages(self, q, k, v, span, state):
+    """Over the pages of each row's text."""
+    config = self.config
+    dims = self._page_dims
+    key, value = f"k_{dims}H", f"v_{dims}H"
+    key_scale, value_scale = f"k_scale_{dims}", f"v_scale_{dims}"
+    if config.num_kv_heads == 1:
+      k, v = jnp.squeeze(k, 2), jnp.squeeze(v, 2)
+    new = {key: k, value: v}
+    if key_scale in state:
+      new[key], new[key_scale] = kv_cache.quantize(k)
+      new[value], new[value_scale] = kv_cache.quantize(v)
+    state = kv_cache.write_pages(state, new, span=span, window=config.window)
+    out = attention_paged.attend(
+      q,
+      state[key],
+      state[value],
+      table_BP=span.places.table(config.window),
+      start_B=span.start,
+      q_segment_ids=span.segment_ids,
+      scale=config.head_dim**-0.5 if config.scale is None else config.scale,
+      window=config.window,
+      softcap=config.softcap,
+      sinks_N=self.sinks_N[...] if config.sinks else None,
+      k_scales=state.get(key_scale),
+      v_scales=state.get(value_scale),
+      implementation=self.implementation,
+    )
+    return out, state
 
   def _norm_heads(self, q, k):
     """Queries and keys, normed as `qk_norm` says."""

@@ -67,7 +67,7 @@ def greedy(
     output.hidden, (lengths - 1)[:, None, None], axis=1
   )
 
-  turns = _turning_points(model.config)
+  turns = turning_points(model.config)
 
   def extend(cache, text, token):
     del text
@@ -107,7 +107,7 @@ def greedy(
   )
 
 
-def _turning_points(config: model_config.ModelConfig) -> list[int]:
+def turning_points(config: model_config.ModelConfig) -> list[int]:
   """Lengths behind which LongRoPE takes its long factors."""
   ropes = [getattr(block.mixer, "rope", None) for block in config.layers]
   scalings = [rope.scaling for rope in ropes if rope is not None]

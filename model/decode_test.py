@@ -70,6 +70,10 @@ class GreedyTest(parameterized.TestCase):
       texts[range(3), ends] = chosen
     self.assertGreater(len(np.unique(out.tokens)), 3)
 
+  def test_turning_points(self):
+    self.assertEqual(decode.turning_points(fixtures.config()), [])
+    self.assertEqual(decode.turning_points(fixtures.config(rope=_LONG)), [8])
+
   def test_forbidden(self):
     config, execution = fixtures.config(num_layers=1), fixtures.execution()
     graphdef, shapes = transformer.abstract(config, execution)

@@ -8,7 +8,7 @@ Dims: B batch, T length, D model, K key heads, N value heads, H head dim, V head
 dim of values (an H in parameters' names), W width of the convolution.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import functools
 import math
 from typing import TypedDict
@@ -44,6 +44,11 @@ class State(TypedDict):
 
   conv: Conv
   memory: Float[Array, "B N H V"]
+
+
+# The same of many texts, in rows: "memory_BNHH", "q_conv_BWKH", "k_conv_BWKH"
+# and "v_conv_BWNH".
+Rows = dict[str, Array]
 
 
 class GatedDeltaNet(nnx.Module):
@@ -122,18 +127,32 @@ class GatedDeltaNet(nnx.Module):
       "memory": jnp.zeros((rows, heads, key_dim, value_dim), jnp.float32),
     }
 
+  def pages(
+    self,
+    *,
+    num_pages: Mapping[int, int],
+    page_size: int,
+    rows: int,
+    page_dtype: str,
+    row_dtype: str,
+  ) -> Rows:
+    """Empty states of so many texts: in rows, as they do not grow."""
+    del num_pages, page_size, page_dtype
+    return _to_rows(self.state(rows, 0, row_dtype))
+
   def __call__(
     self,
     x: Float[Array, "B T D"],
     *,
     norm: Callable[[Float[Array, "B T D"]], Float[Array, "B T D"]],
     span: kv_cache.Span,
-    state: State | None = None,
-  ) -> tuple[Float[Array, "B T D"], State | None]:
+    state: State | Rows | None = None,
+  ) -> tuple[Float[Array, "B T D"], State | Rows | None]:
     """Linear attention over norm(x), within segments, never to later tokens.
 
     The norm is applied here, where it is recomputed. With a `state` the tokens
-    go on from it; the state after them is returned.
+    go on from it, or from its rows that `span` names; the state after them is
+    returned.
     """
 
     # Keeps x for the backward pass, not also norm(x).
@@ -149,6 +168,10 @@ class GatedDeltaNet(nnx.Module):
         linear.project("BTD,DN->BTN", normed, self.decay_DN[...]),
       )
 
+    rows: Rows | None = None
+    if state is not None and span.places is not None:
+      rows = state
+      state = _from_rows(kv_cache.read_rows(rows, span=span))
     q, k, v, gate, beta, decay = project(x)
     q, k = sharding.constrain(q, "BTKH"), sharding.constrain(k, "BTKH")
     v, gate = sharding.constrain(v, "BTNH"), sharding.constrain(gate, "BTNH")
@@ -183,7 +206,7 @@ class GatedDeltaNet(nnx.Module):
       return out, None
     num_new = jnp.sum(span.segment_ids > 0, axis=1)
     carry = functools.partial(short_conv.carry, num_new=num_new)
-    return out, {
+    new: State = {
       "conv": {
         "q": carry(q, conv["q"]),
         "k": carry(k, conv["k"]),
@@ -191,6 +214,9 @@ class GatedDeltaNet(nnx.Module):
       },
       "memory": memory,
     }
+    if rows is None:
+      return out, new
+    return out, kv_cache.write_rows(rows, _to_rows(new), span=span)
 
   def _gated_norm(self, x, gate):
     """RMSNorm of each head's output, times the SiLU of its gate."""
@@ -209,5 +235,29 @@ def _ids_before(span: kv_cache.Span, num: int) -> Int[Array, "B num"]:
   """Segments of the `num` tokens before the first, -1 where there is none."""
   rows = span.segment_ids.shape[0]
   place = jnp.broadcast_to(span.start, (rows,))[:, None] + jnp.arange(-num, 0)
+  if span.places is not None:
+    return jnp.where(place >= 0, 1, -1)
   ids = jnp.take_along_axis(span.key_segment_ids, jnp.maximum(place, 0), axis=1)
   return jnp.where(place >= 0, ids, -1)
+
+
+def _to_rows(state: State) -> Rows:
+  """Under names that end in dims."""
+  conv = state["conv"]
+  return {
+    "memory_BNHH": state["memory"],
+    "q_conv_BWKH": conv["q"],
+    "k_conv_BWKH": conv["k"],
+    "v_conv_BWNH": conv["v"],
+  }
+
+
+def _from_rows(rows: Rows) -> State:
+  return {
+    "conv": {
+      "q": rows["q_conv_BWKH"],
+      "k": rows["k_conv_BWKH"],
+      "v": rows["v_conv_BWNH"],
+    },
+    "memory": rows["memory_BNHH"],
+  }

@@ -5,40 +5,208 @@ CPUs folds that transpose into a dot whose two operands are both transposed,
 for which it has no fast kernel: in bfloat16 it takes 21 times, in float32 twice
 the time of x^T g, which is the same numbers (linear_benchmark.py, a Zen 5 CPU).
 `project` says x^T g.
+
+A weight may be `Int8` in place of an array, for serving: 8 bits for each number
+and a scale for each output. A parameter may hold either, and nothing but this
+module looks inside.
 """
 
+import dataclasses
 import functools
+import math
+import types
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def project(spec: str, x: jax.Array, weight: jax.Array) -> jax.Array:
+@functools.partial(
+  jax.tree_util.register_dataclass,
+  data_fields=["values", "scale"],
+  meta_fields=[],
+)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Int8:
+  """A weight in 8 bits; there is no gradient.
+
+  Attributes:
+    values: The weight over its scale. Dims of the output come first, then those
+      that are summed over, each in the weight's order: q_DNH is [N, H, D].
+    scale: Of each output, float32.
+  """
+
+  values: Int[Array, "..."]
+  scale: Float[Array, "..."]
+
+  def __getitem__(self, index: types.EllipsisType) -> "Int8":
+    """As a parameter's `[...]`."""
+    assert index is ...
+    return self
+
+
+Weight = jax.Array | Int8
+
+
+def quantize(
+  weight: jax.Array, *, summed: tuple[int, ...], stacked: int = 0
+) -> Int8:
+  """The nearest `Int8`: the largest weight of an output becomes 127.
+
+  Args:
+    weight: In any float dtype.
+    summed: Its dims that products sum over.
+    stacked: Leading dims that stay in front: of layers, of experts.
+  """
+  kept = [d for d in range(stacked, weight.ndim) if d not in summed]
+  ordered = jnp.transpose(
+    weight.astype(jnp.float32), (*range(stacked), *kept, *sorted(summed))
+  )
+  dims = tuple(range(-len(summed), 0))
+  scale = jnp.max(jnp.abs(ordered), axis=dims, keepdims=True) / 127
+  values = jnp.round(ordered / jnp.where(scale == 0, 1, scale))
+  return Int8(
+    values=values.astype(jnp.int8), scale=jnp.squeeze(scale, axis=dims)
+  )
+
+
+def project(spec: str, x: jax.Array, weight: Weight) -> jax.Array:
   """einsum of activations with a weight, such as "BTD,DNH->BTNH".
 
   Args:
     spec: einsum of two operands; each letter must appear in two of the three
       places, so that both gradients are einsums again.
     x: Activations; their dtype is the product's.
-    weight: The weight, in any float dtype.
+    weight: The weight, in any float dtype, or in 8 bits.
   """
+  if isinstance(weight, Int8):
+    return _project_int8(spec, x, weight).astype(x.dtype)
+  return _of_rows(spec, x, functools.partial(_project, spec), weight)
+
+
+def project_float32(spec: str, x: jax.Array, weight: Weight) -> jax.Array:
+  """`project`, not rounded to the dtype of the activations: for logits."""
+  if isinstance(weight, Int8):
+    return _project_int8(spec, x, weight)
+
+  def product(x, weight):
+    return jnp.einsum(
+      spec, x, weight.astype(x.dtype), preferred_element_type=jnp.float32
+    )
+
+  return _of_rows(spec, x, product, weight)
+
+
+def take(
+  table: Weight, index: jax.Array, dtype: jax.typing.DTypeLike
+) -> jax.Array:
+  """Rows of an embedding table [V, D]."""
+  if isinstance(table, Int8):
+    rows = table.values[index].astype(jnp.float32)
+    return (rows * table.scale[index][..., None]).astype(dtype)
+  return table.astype(dtype)[index]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _project(spec: str, x: jax.Array, weight: jax.Array) -> jax.Array:
   return jnp.einsum(spec, x, weight.astype(x.dtype))
 
 
 def _forward(spec, x, weight):
-  return project(spec, x, weight), (x, weight)
+  return _project(spec, x, weight), (x, weight)
 
 
 def _backward(spec, residuals, grad):
   x, weight = residuals
-  operands, out = spec.split("->")
-  x_dims, weight_dims = operands.split(",")
+  x_dims, weight_dims, out_dims = _dims(spec)
   d_x = jnp.einsum(
-    f"{out},{weight_dims}->{x_dims}", grad, weight.astype(x.dtype)
+    f"{out_dims},{weight_dims}->{x_dims}", grad, weight.astype(x.dtype)
   )
-  d_weight = jnp.einsum(f"{x_dims},{out}->{weight_dims}", x, grad)
+  d_weight = jnp.einsum(f"{x_dims},{out_dims}->{weight_dims}", x, grad)
   return d_x, d_weight.astype(weight.dtype)
 
 
-project.defvjp(_forward, _backward)
+_project.defvjp(_forward, _backward)
+
+
+def _dims(spec: str) -> tuple[str, str, str]:
+  """The letters of activations, weight and output."""
+  operands, out = spec.split("->")
+  x, weight = operands.split(",")
+  return x, weight, out
+
+
+def _of_rows(spec, x, product, weight):
+  """product(x, weight), of a single row as of two on CPUs.
+
+  XLA for CPUs multiplies a vector with a matrix that is not float32 by a naive
+  loop: 9 times slower than two rows at once (linear_benchmark.py).
+  """
+  num_rows = math.prod(
+    size
+    for size, dim in zip(x.shape, _dims(spec)[0], strict=True)
+    if dim not in _dims(spec)[1]
+  )
+  if num_rows > 1 or x.dtype == jnp.float32 or not _is_on_cpu():
+    return product(x, weight)
+  return _first(product(_twice(x), weight))
+
+
+# Barriers, lest XLA finds out that only one row is wanted.
+def _twice(x: Float[Array, "1 ..."]) -> Float[Array, "2 ..."]:
+  return jax.lax.optimization_barrier(jnp.concatenate([x, x]))
+
+
+def _first(x: jax.Array) -> jax.Array:
+  return jax.lax.optimization_barrier(x)[:1]
+
+
+def _project_int8(spec: str, x: jax.Array, weight: Int8) -> jax.Array:
+  """The product in float32.
+
+  On CPUs activations are rounded to 8 bits as well, with a scale of each row,
+  and summed up as integers: their matrix instructions take both or none, and
+  making floats of the weights takes ten times as long as to multiply them.
+  """
+  x_dims, weight_dims, out_dims = _dims(spec)
+  kept = [d for d in weight_dims if d in out_dims]
+  summed = [d for d in weight_dims if d not in out_dims]
+  # The rows' dims first, then what is summed over; the output likewise.
+  rows = x_dims[: len(x_dims) - len(summed)]
+  assert x_dims == rows + "".join(summed), spec
+  assert out_dims == rows + "".join(kept), spec
+  shape = x.shape[: len(rows)]
+  outputs = weight.scale.shape
+  x = x.reshape(math.prod(shape), -1)
+  values = weight.values.reshape(math.prod(outputs), -1)
+  if _is_on_cpu():
+    product = _multiply_int8(x.astype(jnp.float32), values)
+  else:
+    product = jnp.einsum(
+      "MI,OI->MO",
+      x,
+      values.astype(x.dtype),
+      preferred_element_type=jnp.float32,
+    )
+  product *= weight.scale.reshape(-1)
+  return product.reshape(*shape, *outputs)
+
+
+def _multiply_int8(
+  x: Float[Array, "M I"], values: Int[Array, "O I"]
+) -> Float[Array, "M O"]:
+  """x^T values, x in 8 bits too."""
+  is_single = x.shape[0] == 1
+  if is_single:  # As in `_of_rows`.
+    x = _twice(x)
+  scale = jnp.max(jnp.abs(x), axis=-1, keepdims=True) / 127
+  rounded = jnp.round(x / jnp.where(scale == 0, 1, scale)).astype(jnp.int8)
+  product = jnp.einsum(
+    "MI,OI->MO", rounded, values, preferred_element_type=jnp.int32
+  )
+  product = product.astype(jnp.float32) * scale
+  return _first(product) if is_single else product
+
+
+def _is_on_cpu() -> bool:
+  return jax.default_backend() == "cpu"

@@ -1,5 +1,6 @@
 import ast
 import pathlib
+from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -91,6 +92,70 @@ class LinearTest(parameterized.TestCase):
 
     self.assertIn("transpose", gradient(plain))
     self.assertNotIn("transpose", gradient(linear.project))
+
+  @parameterized.product(
+    spec=("BTD,DNH->BTNH", "BTNH,NHD->BTD", "BTD,DF->BTF"),
+    on_cpu=(True, False),
+    num_rows=(1, 14),
+  )
+  def test_int8(self, spec, on_cpu, num_rows):
+    x, weight, _ = operands(spec, "float32", "float32")
+    x = x.reshape(-1, *x.shape[2:])[:num_rows, None]
+    x_dims, weight_dims = spec.split("->")[0].split(",")
+    summed = tuple(i for i, dim in enumerate(weight_dims) if dim in x_dims)
+    stored = linear.quantize(weight, summed=summed)
+    self.assertEqual(stored.values.dtype, jnp.int8)
+    with mock.patch.object(linear, "_is_on_cpu", lambda: on_cpu):
+      got = linear.project(spec, x, stored)
+      exact = linear.project_float32(spec, x, stored)
+    want = plain(spec, x, weight)
+    np.testing.assert_array_equal(got, exact)
+    # Each factor is off by at most half a step of 1/127 of the largest.
+    error = jnp.linalg.norm(got - want) / jnp.linalg.norm(want)
+    self.assertLess(error, 0.015)
+
+  def test_int8_keeps_rows_apart(self):
+    spec = "BTD,DF->BTF"
+    x, weight, _ = operands(spec, "float32", "float32")
+    stored = linear.quantize(weight, summed=(0,))
+    alone = linear.project(spec, x[:1], stored)
+    x = x.at[1, 0].set(jnp.nan).at[1, 1].set(jnp.inf).at[1, 2].set(0)
+    got = linear.project(spec, x, stored)
+    np.testing.assert_array_equal(got[:1], alone)
+    self.assertFalse(np.isfinite(got[1, :2]).any())
+    np.testing.assert_array_equal(got[1, 2], 0)
+
+  def test_int8_of_layers_and_rows(self):
+    rng = np.random.default_rng(0)
+    weight = jnp.asarray(rng.normal(size=(3, 5, 4)), jnp.float32)
+    stacked = linear.quantize(weight, summed=(2,), stacked=1)
+    table = linear.quantize(weight[1], summed=(1,))
+    np.testing.assert_array_equal(stacked.values[1], table.values)
+    index = jnp.array([[4, 0], [2, 2]])
+    np.testing.assert_allclose(
+      linear.take(table, index, "float32"), weight[1][index], atol=0.02
+    )
+    np.testing.assert_array_equal(
+      linear.take(weight[1], index, "bfloat16"),
+      weight[1].astype("bfloat16")[index],
+    )
+
+  @parameterized.parameters("bfloat16", "float32")
+  def test_one_row_is_as_one_of_many(self, dtype):
+    spec = "BTD,DF->BTF"
+    x, weight, _ = operands(spec, dtype, "float32")
+    one = linear.project(spec, x[:1, :1], weight)
+    np.testing.assert_allclose(
+      one.astype(jnp.float32),
+      linear.project(spec, x, weight)[:1, :1].astype(jnp.float32),
+      rtol=2**-7,
+    )
+    loss = lambda x: jnp.sum(linear.project(spec, x, weight))
+    np.testing.assert_allclose(
+      jax.grad(loss)(x[:1, :1]).astype(jnp.float32),
+      jax.grad(loss)(x)[:1, :1].astype(jnp.float32),
+      rtol=2**-7,
+    )
 
 
 if __name__ == "__main__":

@@ -18,7 +18,8 @@ and values (the latent), R rank of queries, H features of a head: of a query and
 key nope_head_dim + rope_head_dim, in that order, of a value value_head_dim.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+import dataclasses
 import functools
 from typing import Literal
 
@@ -34,10 +35,13 @@ from model import norm as norm_lib
 from model import rope
 from model import sharding
 from model.kernels import attention as kernel
+from model.kernels import attention_paged
 
 Form = Literal["auto", "absorbed", "unabsorbed"]
-# "latent" [B, S, C] and "rope_key" [B, S, H].
-State = dict[str, Float[Array, "B S H"]]
+# "latent" [B, S, C] and "rope_key" [B, S, H]; in pages both in one key of C + H
+# features, "key_PSH", and of int8 the scales of the two parts, "key_scale_PSM"
+# with M = 2.
+State = dict[str, Array]
 
 
 class Mla(nnx.Module):
@@ -99,6 +103,25 @@ class Mla(nnx.Module):
       "rope_key": jnp.zeros((rows, slots, self.config.rope_head_dim), dtype),
     }
 
+  def pages(
+    self,
+    *,
+    num_pages: Mapping[int, int],
+    page_size: int,
+    rows: int,
+    page_dtype: str,
+    row_dtype: str,
+  ) -> State:
+    """Empty pages of latents and rotated keys."""
+    del rows, row_dtype
+    config = self.config
+    shape = (num_pages[kv_cache.NO_WINDOW], page_size)
+    width = config.kv_rank + config.rope_head_dim
+    state = {"key_PSH": jnp.zeros((*shape, width), page_dtype)}
+    if page_dtype == "int8":
+      state["key_scale_PSM"] = jnp.zeros((*shape, 2), jnp.float32)
+    return state
+
   def __call__(
     self,
     x: Float[Array, "B T D"],
@@ -110,9 +133,16 @@ class Mla(nnx.Module):
     """Attention over norm(x), within segments and never to later tokens.
 
     The norm is applied here, where it is recomputed. With a `state` the tokens
-    also see those in the cache; the state with theirs added is returned.
+    also see those in the cache, or in the pages that `span` names; the state
+    with theirs added is returned.
     """
     q_nope, q_rope, latent, rope_key = self._project(x, norm, span)
+    if state is not None and span.places is not None:
+      out, state = self._attend_pages(
+        q_nope, q_rope, latent, rope_key, span, state
+      )
+      out = linear.project("BTNH,NHD->BTD", out, self.o_NHD[...])
+      return sharding.constrain(out, "BTD"), state
     if state is not None:
       state = {
         "latent": kv_cache.write(state["latent"], latent, span.start),
@@ -145,6 +175,7 @@ class Mla(nnx.Module):
       span.positions,
       config.rope_head_dim,
       valid=span.segment_ids > 0,
+      length=span.length,
     )
 
     @functools.partial(jax.checkpoint, prevent_cse=False)
@@ -203,17 +234,78 @@ class Mla(nnx.Module):
   ):
     """The latents are keys and values of one head that all queries share."""
     latent = sharding.constrain(latent, "BSC")
-    q_latent = linear.project("BTNH,CNH->BTNC", q_nope, self.k_up_CNH[...])
-    q = jnp.concatenate([q_latent, q_rope], axis=-1)
     k = jnp.concatenate([latent, rope_key], axis=-1)
     out = self._attend(
-      q,
+      self._absorb(q_nope, q_rope),
       k[:, :, None],
       latent[:, :, None],
       span,
       has_cache=has_cache,
     )
     return linear.project("BTNC,CNH->BTNH", out, self.v_up_CNH[...])
+
+  def _absorb(self, q_nope, q_rope):
+    """Queries to latents and rotated keys."""
+    q_latent = linear.project("BTNH,CNH->BTNC", q_nope, self.k_up_CNH[...])
+    return jnp.concatenate([q_latent, q_rope], axis=-1)
+
+  def _attend_pages(self, q_nope, q_rope, latent, rope_key, span, state):
+    """Over the pages of each row's text.
+
+    The unabsorbed form gathers all that the tables name: it is taken where
+    making keys and values of all heads out of it costs more anyway.
+    """
+    rank = self.config.kv_rank
+    if "key_scale_PSM" in state:
+      parts = [kv_cache.quantize(part) for part in (latent, rope_key)]
+      key = jnp.concatenate([part for part, _ in parts], axis=-1)
+      scales = jnp.stack([scale for _, scale in parts], axis=-1)
+      new = {"key_PSH": key, "key_scale_PSM": scales}
+    else:
+      key = jnp.concatenate([latent, rope_key.astype(latent.dtype)], axis=-1)
+      new = {"key_PSH": key}
+    state = kv_cache.write_pages(state, new, span=span)
+    pages, scale_pages = state["key_PSH"], state.get("key_scale_PSM")
+    table = span.places.table(None)
+    num_keys = table.shape[1] * pages.shape[1]
+    absorbed = self.form == "absorbed" or (
+      self.form == "auto"
+      and prefers_absorbed(
+        self.config, num_queries=latent.shape[1], num_keys=num_keys
+      )
+    )
+    if absorbed:
+      out = attention_paged.attend(
+        self._absorb(q_nope, q_rope),
+        pages,
+        None,
+        table_BP=table,
+        start_B=span.start,
+        q_segment_ids=span.segment_ids,
+        scale=self.config.scale,
+        value_dim=rank,
+        k_scales=scale_pages,
+        implementation=self.implementation,
+      )
+      out = sharding.constrain(out, "BTNC")
+      out = linear.project("BTNC,CNH->BTNH", out, self.v_up_CNH[...])
+      return out, state
+    key = attention_paged.gather(
+      pages, table, scale_pages, value_dim=rank, dtype=latent.dtype
+    )[:, :, 0]
+    num_new = jnp.sum(span.segment_ids > 0, axis=1)
+    is_key = jnp.arange(num_keys) < (span.start + num_new)[:, None]
+    # Of what was left in a page by another text nothing is looked at.
+    key = jnp.where(is_key[..., None], key, 0)
+    out = self._attend_unabsorbed(
+      q_nope,
+      q_rope,
+      key[..., :rank],
+      key[..., rank:],
+      dataclasses.replace(span, key_segment_ids=is_key.astype(jnp.int32)),
+      has_cache=True,
+    )
+    return out, state
 
   def _attend(self, q, k, v, span, *, has_cache):
     out = kernel.attend(

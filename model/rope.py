@@ -79,6 +79,7 @@ def angles(
   head_dim: int,
   *,
   valid: Bool[Array, "B T"] | None = None,
+  length: Int[Array, "B"] | None = None,
 ) -> tuple[Float[Array, "B T 1 R/2"], Float[Array, "B T 1 R/2"]]:
   """Scaled cosine and sine of position * frequency, float32.
 
@@ -88,16 +89,20 @@ def angles(
     head_dim: H.
     valid: False for padding. LongRoPE takes its long factors for the whole
       batch as soon as one valid token lies beyond the original context.
+    length: Of each row's whole text: where it is given, LongRoPE takes its long
+      factors for those rows whose text is longer than the original context.
   """
   freq = frequencies(rope, head_dim)
   scale = 1.0
   if isinstance(rope.scaling, model_config.LongRopeScaling):
-    if valid is not None:
-      reached = jnp.max(jnp.where(valid, positions, 0))
+    if length is not None:
+      last = length[:, None, None, None] - 1
+    elif valid is not None:
+      last = jnp.max(jnp.where(valid, positions, 0))
     else:
-      reached = jnp.max(positions)
+      last = jnp.max(positions)
     freq = jnp.where(
-      reached >= rope.scaling.original_max_seq_len,
+      last >= rope.scaling.original_max_seq_len,
       frequencies(rope, head_dim, longest=True),
       freq,
     )

@@ -251,6 +251,17 @@ class RopeTest(parameterized.TestCase):
       reference_rotate(x, beyond, plain / np.array(short), scale=scale),
       atol=1e-5,
     )
+    # Where the lengths of whole texts are given, each row goes by its own.
+    cos, sin = rope.angles(
+      rope_config, jnp.asarray(inside), 8, length=jnp.array([8, 9])
+    )
+    got = rope.rotate(jnp.asarray(x), cos, sin, rope_config.pairing)
+    for row, factor in enumerate((short, long)):
+      np.testing.assert_allclose(
+        got[row],
+        reference_rotate(x, inside, plain / np.array(factor), scale=scale)[row],
+        atol=1e-5,
+      )
 
   @parameterized.product(
     fraction=(0.25, 0.5, 1.0), pairing=("halves", "interleaved")

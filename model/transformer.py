@@ -18,10 +18,12 @@ With a cache (kv_cache.py) a model goes on where an earlier call ended:
   output = model(prompt, segment_ids=ids, cache=cache)
   output = model(next_token, cache=output.cache)
 
+A server's cache lies in pages (`make_pages`), and each call is for other texts.
+
 Dims: B batch, T length, D model, V vocabulary, L layers.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import dataclasses
 import functools
 from typing import Any
@@ -35,6 +37,7 @@ from model import attention
 from model import config as model_config
 from model import gated_delta_net
 from model import kv_cache
+from model import linear
 from model import mla
 from model import mlp
 from model import moe
@@ -63,7 +66,7 @@ class Output:
   """
 
   hidden: Float[Array, "B T D"]
-  cache: kv_cache.Cache | None
+  cache: kv_cache.Cache | kv_cache.PagedCache | None
   router: dict[str, dict[str, router_lib.RouterStats]]
   residual: Float[Array, "B T D"]
   inputs: Float[Array, "L B T D"] | None
@@ -206,8 +209,39 @@ class Group(nnx.Module):
       for name in self.blocks
     }
 
+  def pages(
+    self,
+    *,
+    num_pages: Mapping[int, int],
+    page_size: int,
+    rows: int,
+    page_dtype: str,
+    row_dtype: str,
+  ) -> dict[str, Any]:
+    """Empty pages and rows by block, stacked over L."""
+    return {
+      name: jax.tree.map(
+        lambda x: jnp.zeros((self.repeats, *x.shape), x.dtype),
+        jax.eval_shape(
+          functools.partial(
+            getattr(self, name).mixer.pages,
+            num_pages=num_pages,
+            page_size=page_size,
+            rows=rows,
+            page_dtype=page_dtype,
+            row_dtype=row_dtype,
+          )
+        ),
+      )
+      for name in self.blocks
+    }
+
   def __call__(self, x, span, states=None, *, capture=False, bounded=False):
-    """Returns x; and by block, stacked over L: states, stats, inputs."""
+    """Returns x; and by block, stacked over L: states, stats, inputs.
+
+    A single layer is not scanned over: a scan's slices of weights and states
+    are copies.
+    """
     graphdef, stacked = nnx.split(self)
 
     def layer(x, params_and_states):
@@ -227,9 +261,15 @@ class Group(nnx.Module):
           all_stats[name] = stats
       return x, (new_states, all_stats, inputs if capture else None)
 
+    is_single = self.repeats == 1
     if self.remat == "full":
-      layer = jax.checkpoint(layer, prevent_cse=False)
-    return jax.lax.scan(layer, x, (stacked, states))
+      layer = jax.checkpoint(layer, prevent_cse=is_single)
+    if not is_single:
+      return jax.lax.scan(layer, x, (stacked, states))
+    x, outputs = layer(
+      x, jax.tree.map(lambda a: jnp.squeeze(a, 0), (stacked, states))
+    )
+    return x, jax.tree.map(lambda a: a[None], outputs)
 
 
 class Transformer(nnx.Module):
@@ -282,7 +322,7 @@ class Transformer(nnx.Module):
     *,
     positions: Int[Array, "B T"] | None = None,
     segment_ids: Int[Array, "B T"] | None = None,
-    cache: kv_cache.Cache | None = None,
+    cache: kv_cache.Cache | kv_cache.PagedCache | None = None,
     capture: bool = False,
     bounded: bool = False,
   ) -> Output:
@@ -386,10 +426,41 @@ class Transformer(nnx.Module):
       lengths=jnp.zeros((rows,), jnp.int32),
     )
 
+  def make_pages(
+    self,
+    *,
+    num_pages: Mapping[int, int],
+    page_size: int,
+    rows: int,
+    dtype: str | None = None,
+  ) -> dict[str, dict[str, Any]]:
+    """What `kv_cache.PagedCache.layers` begins as.
+
+    Args:
+      num_pages: For each of `cache_windows`, the null page among them.
+      page_size: Tokens of a page.
+      rows: Texts whose recurrent states are kept, the row of padding (0) among
+        them.
+      dtype: Of what is kept of each token; the compute dtype if not given;
+        `int8` with a float32 scale per token and head.
+    """
+    return {
+      f"group_{i}": getattr(self, f"group_{i}").pages(
+        num_pages=num_pages,
+        page_size=page_size,
+        rows=rows,
+        page_dtype=dtype or self.compute_dtype,
+        row_dtype=self.compute_dtype,
+      )
+      for i in range(len(self.config.groups))
+    }
+
   def embed(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
     """Rows of the embedding table, scaled."""
-    table = sharding.constrain(self.embed_VD[...], "VD")
-    x = table.astype(self.compute_dtype)[tokens]
+    table = jax.tree.map(
+      lambda a: sharding.constrain(a, "VD"[: a.ndim]), self.embed_VD[...]
+    )
+    x = linear.take(table, tokens, self.compute_dtype)
     if self.config.embed_scale != 1.0:
       # Rounded to the compute dtype first, as Gemma was trained.
       x *= jnp.asarray(self.config.embed_scale, x.dtype)
@@ -403,12 +474,11 @@ class Transformer(nnx.Module):
 
   def logits(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
     """Unnormalised log-probabilities, float32."""
-    logits = jnp.einsum(
-      "BTD,DV->BTV",
-      hidden,
-      self.head().astype(hidden.dtype),
-      preferred_element_type=jnp.float32,
-    )
+    if self.config.tie_embeddings:
+      spec, weight = "BTD,VD->BTV", self.embed_VD[...]
+    else:
+      spec, weight = "BTD,DV->BTV", self.head_DV[...]
+    logits = linear.project_float32(spec, hidden, weight)
     softcap = self.config.logit_softcap
     return logits if softcap is None else softcap * jnp.tanh(logits / softcap)
 
@@ -438,6 +508,31 @@ def abstract(
 def bind(graphdef: nnx.GraphDef, params: dict[str, Any]) -> Transformer:
   """The module with these parameters; inside jit this costs nothing."""
   return nnx.merge(graphdef, nnx.State(params))
+
+
+def cache_windows(config: model_config.ModelConfig) -> tuple[int, ...]:
+  """The windows of the mixers that keep pages, each once, smallest first.
+
+  `kv_cache.NO_WINDOW` (0) stands for attention without one.
+  """
+  return tuple(
+    sorted(
+      {
+        getattr(block.mixer, "window", None) or kv_cache.NO_WINDOW
+        for block in config.layers
+        if not _is_recurrent(block)
+      }
+    )
+  )
+
+
+def has_recurrent_state(config: model_config.ModelConfig) -> bool:
+  """Whether a mixer keeps a state that cannot be cut at any token."""
+  return any(_is_recurrent(block) for block in config.layers)
+
+
+def _is_recurrent(block: model_config.BlockConfig) -> bool:
+  return isinstance(block.mixer, model_config.GatedDeltaNetConfig)
 
 
 def routers_by_layer(
