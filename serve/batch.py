@@ -64,10 +64,32 @@ class Row:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Admission:
+  """A request that takes a slot; what the slot had is forgotten.
+
+  Attributes:
+    slot: Which it takes.
+    request: What is asked.
+    tokens: Its text so far: longer than the prompt if it had to make room for
+      another and comes back.
+  """
+
+  slot: int
+  request: request_lib.Request
+  tokens: Sequence[int]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Batch:
-  """The rows of one step: all with `tokens` (prefill), or none (decode)."""
+  """The rows of one step: all with `tokens` (prefill), or none (decode).
+
+  Attributes:
+    rows: At least one.
+    admissions: What takes a slot, in order, before the step is computed.
+  """
 
   rows: tuple[Row, ...]
+  admissions: tuple[Admission, ...] = ()
 
   @property
   def is_prefill(self) -> bool:

@@ -1,0 +1,354 @@
+"""A server as users have it, for tests that ask it with real clients.
+
+A subprocess of `serve.main` with a tiny random model, a tokenizer that was
+trained on a few texts and a chat template with tools. What it computes, `Model`
+computes again: the plain forward pass over a whole text, without a cache.
+
+Dims: T tokens of a text, V vocabulary.
+"""
+
+from collections.abc import Callable, Sequence
+import contextlib
+import functools
+import http.client
+import json
+import os
+import pathlib
+import queue
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from typing import Any
+import urllib.parse
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+import numpy as np
+
+from data import tokenizer as tokenizer_lib
+from model import checkpoint
+from model import config as model_config
+from model import sharding
+from model import transformer
+from serve import checkpoint_fixtures
+
+NAME = "tiny"
+STEP = 7
+MAX_LEN = 1024
+VOCAB_SIZE = 512
+# A busy machine compiles for long.
+_START_SECONDS = 400
+_END_SECONDS = 60
+_TEXTS = (
+  "In the beginning was the word, and the word was with the server, and the"
+  " server answered whoever asked. It was asked in the morning and in the"
+  " evening, by one client and by many, and it said the same to all of them.",
+  "The quick brown fox jumps over the lazy dog; 0123456789 times, or more.",
+  'def add(a: int, b: int) -> int:\n    """The sum."""\n    return a + b\n\n',
+  '{"name": "weather", "arguments": {"city": "Seoul", "days": 3}}\n',
+  '[{"role": "user", "content": "What is the weather?"}, true, false, null]\n',
+  "user: Hello, how are you?\nassistant: I am well. And what are you?\n",
+  "모든 문장은 끝에서 다시 시작한다. 문장의 순서는 섞인다.",
+  "Příliš žluťoučký kůň úpěl ďábelské ódy. 😀🎉 ¿Qué tal? Ça va.",
+)
+_TEMPLATE = """\
+{%- if tools %}system: Call a tool as in <tool_call>
+{"name": "add", "arguments": {"a": 1}}
+</tool_call>
+{%- for tool in tools %}
+{{ tool.function | tojson }}
+{%- endfor %}{{ eos_token }}{% endif %}
+{%- for m in messages %}{{ m.role }}: {{ m.content }}
+{%- for call in m.tool_calls or [] %}<tool_call>
+{{ call.function | tojson }}
+</tool_call>{% endfor %}{{ eos_token }}{% endfor %}
+{%- if add_generation_prompt %}assistant:{% endif %}"""
+_FIGURE = re.compile(r"(?m)^([a-z_:]+)(?:\{[^}]*\})? ([0-9.e+-]+|NaN)$")
+
+
+class Model:
+  """A checkpoint of a tiny random model, and what it computes.
+
+  Attributes:
+    workdir: As of a training run.
+    tokenizer: What made its token ids.
+    tokenizer_folder: As transformers reads it.
+  """
+
+  def __init__(self, folder: pathlib.Path):
+    """Writes it into the folder."""
+    self.workdir = folder / "run"
+    self.tokenizer_folder = folder / "tokenizer"
+    tokenizer_lib.Tokenizer.train(_TEXTS, vocab_size=VOCAB_SIZE).save(
+      self.tokenizer_folder
+    )
+    (self.tokenizer_folder / "chat_template.jinja").write_text(_TEMPLATE)
+    self.tokenizer = tokenizer_lib.Tokenizer.load(self.tokenizer_folder)
+    checkpoint_fixtures.write(
+      self.workdir / "checkpoints",
+      step=STEP,
+      model=checkpoint_fixtures.config(
+        name=NAME, vocab_size=VOCAB_SIZE, max_seq_len=MAX_LEN
+      ),
+      tokenizer=self.tokenizer_folder,
+    )
+
+  def prompt(self, text: str) -> list[int]:
+    """Ids of a text to be continued; it follows the end of another."""
+    return [self.tokenizer.eos_id, *self.tokenizer.encode(text)]
+
+  def logprobs(self, tokens: Sequence[int]) -> Float[np.ndarray, "T V"]:
+    """Of the token that comes after each.
+
+    Args:
+      tokens: T ids, at least one.
+    """
+    # Few lengths are compiled.
+    padded = np.zeros(64 * -(-len(tokens) // 64), np.int32)
+    padded[: len(tokens)] = tokens
+    return np.asarray(self._forward(padded[None]))[0, : len(tokens)]
+
+  def score(
+    self, prompt: Sequence[int], continuation: Sequence[int]
+  ) -> tuple[float, bool]:
+    """The log-probability of a continuation, and whether it is the likeliest."""
+    rows = self.logprobs([*prompt, *continuation])[len(prompt) - 1 : -1]
+    picked = rows[np.arange(len(continuation)), list(continuation)]
+    greedy = bool(np.all(rows.argmax(axis=-1) == np.array(continuation)))
+    return float(picked.sum()), greedy
+
+  def greedy(
+    self, prompt: Sequence[int], num: int, *, ends: Sequence[int] = ()
+  ) -> list[int]:
+    """The likeliest tokens one by one, until `num` or one that ends a text."""
+    tokens = list(prompt)
+    while len(tokens) < len(prompt) + num:
+      token = int(self.logprobs(tokens)[-1].argmax())
+      tokens.append(token)
+      if token in ends:
+        break
+    return tokens[len(prompt) :]
+
+  @functools.cached_property
+  def _forward(self) -> Callable[[Any], Float[Array, "B T V"]]:
+    mesh = sharding.make_mesh(sharding.MeshConfig(), jax.devices()[:1])
+    bundle = checkpoint.load(checkpoint.find(self.workdir), mesh)
+    graphdef, _ = transformer.abstract(
+      bundle.config, model_config.ExecutionConfig(compute_dtype="float32")
+    )
+
+    @jax.jit
+    def forward(tokens: Int[Array, "B T"]) -> Float[Array, "B T V"]:
+      model = transformer.bind(graphdef, bundle.params)
+      return jax.nn.log_softmax(model.logits(model(tokens).hidden), axis=-1)
+
+    return lambda tokens: forward(jnp.asarray(tokens))
+
+
+class Server:
+  """A running server; a context manager, which is left when it has ended.
+
+  Attributes:
+    url: Where it is, such as http://127.0.0.1:1234.
+    base_url: Where its API is.
+    log: Its lines so far.
+  """
+
+  url: str
+
+  def __init__(self, model: Model, folder: pathlib.Path, **settings: Any):
+    """A server that will run.
+
+    Args:
+      model: What is served.
+      folder: For its files.
+      **settings: Overrides by the names of its settings, with __ for a dot.
+    """
+    self._model = model
+    self._folder = folder
+    self._settings = {
+      "api__port": 0,
+      "api__drain_seconds": 5.0,
+      "runner__compute_dtype": "float32",
+      "runner__max_rows": 4,
+      "runner__prefill_tokens": 32,
+      "runner__compilation_cache": "",
+    } | settings
+    self.log: list[str] = []
+
+  @property
+  def base_url(self) -> str:
+    return f"{self.url}/v1"
+
+  def __enter__(self) -> "Server":
+    overrides = [
+      f"--config.{name.replace('__', '.')}={value}"
+      for name, value in self._settings.items()
+    ]
+    self._process = subprocess.Popen(
+      [
+        *(sys.executable, "-m", "serve.main"),
+        f"--checkpoint={self._model.workdir}",
+        f"--import_folder={self._folder / 'imported'}",
+        *overrides,
+      ],
+      env=environment() | {"JAX_PLATFORMS": "cpu"},
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+    lines: queue.Queue[str | None] = queue.Queue()
+    self._reader = threading.Thread(target=self._read, args=[lines])
+    self._reader.start()
+    try:
+      self.url = self._wait(lines)
+    except BaseException:
+      self._process.kill()
+      self._reader.join()
+      raise
+    return self
+
+  def __exit__(self, *exception: Any) -> None:
+    self._process.send_signal(signal.SIGTERM)
+    try:
+      code = self._process.wait(_END_SECONDS)
+    except subprocess.TimeoutExpired:
+      self._process.kill()
+      raise
+    finally:
+      self._reader.join()
+    if code:
+      raise AssertionError(f"exit code {code}:\n" + "".join(self.log))
+
+  def _read(self, lines: queue.Queue[str | None]) -> None:
+    assert self._process.stderr is not None
+    with self._process.stderr as stream:
+      for line in stream:
+        self.log.append(line)
+        lines.put(line)
+    lines.put(None)
+
+  def _wait(self, lines: queue.Queue[str | None]) -> str:
+    deadline = time.monotonic() + _START_SECONDS
+    while True:
+      with contextlib.suppress(queue.Empty):
+        line = lines.get(timeout=max(deadline - time.monotonic(), 0.001))
+        if line is None:
+          raise AssertionError("it has ended:\n" + "".join(self.log))
+        if found := re.search(r"Ready after .*(http://[\w.]+:\d+)", line):
+          return found[1]
+      if time.monotonic() > deadline:
+        raise AssertionError("it is not ready:\n" + "".join(self.log))
+
+  def ask(
+    self,
+    method: str,
+    path: str,
+    body: Any = None,
+    *,
+    headers: dict[str, str] | None = None,
+  ) -> tuple[int, Any]:
+    """Status and content, decoded if it is JSON.
+
+    Args:
+      method: Of HTTP.
+      path: From the root.
+      body: Sent as JSON; bytes as they are.
+      headers: Beside the content type.
+    """
+    data = body
+    if body is not None and not isinstance(body, bytes):
+      data = json.dumps(body)
+    connection = http.client.HTTPConnection(
+      urllib.parse.urlsplit(self.url).netloc, timeout=120
+    )
+    with contextlib.closing(connection):
+      kind = {"Content-Type": "application/json"}
+      connection.request(method, path, data, kind | (headers or {}))
+      response = connection.getresponse()
+      content = response.read().decode()
+      if response.headers.get_content_type() == "application/json":
+        return response.status, json.loads(content)
+      return response.status, content
+
+  def figures(self) -> dict[str, float]:
+    """Those of /metrics by name, summed over their labels."""
+    _, text = self.ask("GET", "/metrics")
+    found: dict[str, float] = {}
+    for name, value in _FIGURE.findall(text):
+      found[name] = found.get(name, 0.0) + float(value)
+    return found
+
+  def until_idle(self, seconds: float) -> None:
+    """Waits until nothing runs or waits.
+
+    Raises:
+      AssertionError: It still does, after `seconds`.
+    """
+    deadline = time.monotonic() + seconds
+    while True:
+      figures = self.figures()
+      busy = [
+        figures[f"vllm:num_requests_{state}"] for state in ("running", "waiting")
+      ]
+      if not any(busy):
+        return
+      if time.monotonic() > deadline:
+        raise AssertionError(f"{busy} requests run and wait.")
+      time.sleep(0.02)
+
+
+def environment() -> dict[str, str]:
+  """For a subprocess that finds the modules that this one does."""
+  path = os.pathsep.join(path for path in sys.path if path)
+  return os.environ | {"PYTHONPATH": path}
+
+
+def npm_packages(package: pathlib.Path, cache: pathlib.Path) -> pathlib.Path:
+  """Installs a folder's package-lock.json once, with the user's settings.
+
+  Args:
+    package: The folder. npm checks what it downloads against the lock.
+    cache: For installed packages.
+
+  Returns:
+    The folder with `node_modules`.
+
+  Raises:
+    RuntimeError: There is no npm, or it could not install them.
+  """
+  lock = (package / "package-lock.json").read_bytes()
+  target = cache / package.name
+  kept = target / "package-lock.json"
+  if kept.is_file() and kept.read_bytes() == lock:
+    return target
+  npm = shutil.which("npm")
+  if npm is None:
+    raise RuntimeError(
+      "No npm on PATH: the client is an npm package. Fix: install Node.js;"
+      " Debian: apt-get install npm"
+    )
+  work = target.with_name(f"{target.name}.{os.getpid()}")
+  shutil.rmtree(work, ignore_errors=True)
+  work.mkdir(parents=True)
+  shutil.copy(package / "package.json", work)
+  (work / "package-lock.json").write_bytes(lock)
+  made = subprocess.run(
+    [npm, "ci", "--no-audit", "--no-fund", "--ignore-scripts"],
+    cwd=work,
+    capture_output=True,
+    text=True,
+  )
+  if made.returncode:
+    shutil.rmtree(work)
+    raise RuntimeError(
+      f"npm could not install {package.name}:\n{made.stderr}"
+      "Fix: check npm's registry and proxy with `npm config list`."
+    )
+  shutil.rmtree(target, ignore_errors=True)
+  work.rename(target)
+  return target

@@ -1,0 +1,151 @@
+"""Parameters as a server computes with them.
+
+Layers are unrolled (model/unrolled.py), matrices are in the dtype in which they
+are multiplied, or in 8 bits (linear.Int8). A CPU that computes in float32 gets
+a copy of a tied embedding, transposed, as output projection: XLA takes five
+times as long with the table itself for one row, and twice for eight.
+
+Dims as in model/sharding.py: the letters in which parameters' names end.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+from jax.sharding import PartitionSpec as P
+
+from model import config as model_config
+from model import linear
+from model import sharding
+from model import unrolled
+
+# What can be in 8 bits, and the dims that its products sum over.
+_SUMMED = {
+  "embed_VD": "D",
+  "head_DV": "D",
+  "q_DNH": "D",
+  "k_DKH": "D",
+  "v_DKH": "D",
+  "gate_DNH": "D",
+  "o_NHD": "NH",
+  "gate_DF": "D",
+  "up_DF": "D",
+  "down_FD": "F",
+  # Gated DeltaNet.
+  "q_DKH": "D",
+  "v_DNH": "D",
+  # Multi-head latent attention.
+  "q_down_DR": "D",
+  "q_up_RNH": "R",
+  "latent_DC": "D",
+}
+# What cannot: small and delicate, or multiplied from either side (k_up, v_up).
+_KEPT = (
+  "position_PD",
+  "beta_DN",
+  "decay_DN",
+  "rope_key_DH",
+  "k_up_CNH",
+  "v_up_CNH",
+  "gate_EDF",
+  "up_EDF",
+  "down_EFD",
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Layout:
+  """What `prepare` makes of a model's parameters.
+
+  Attributes:
+    source: The model as it was trained.
+    config: The model that the result belongs to.
+    compute_dtype: Of products.
+    quantizes: Whether matrices are in 8 bits.
+  """
+
+  source: model_config.ModelConfig
+  config: model_config.ModelConfig
+  compute_dtype: str
+  quantizes: bool
+
+
+def layout(
+  model: model_config.ModelConfig, *, compute_dtype: str, quantizes: bool
+) -> Layout:
+  """What this platform computes fastest with."""
+  config = unrolled.config(model)
+  copies_table = compute_dtype == "float32" and not quantizes
+  if model.tie_embeddings and copies_table and jax.default_backend() == "cpu":
+    config = dataclasses.replace(config, tie_embeddings=False)
+  return Layout(
+    source=model,
+    config=config,
+    compute_dtype=compute_dtype,
+    quantizes=quantizes,
+  )
+
+
+def prepare(
+  params: dict[str, Any], to: Layout, *, mesh: jax.sharding.Mesh
+) -> dict[str, Any]:
+  """The parameters of `to.config`.
+
+  Leaf by leaf: layers are taken out of `params`, whose groups are empty
+  afterwards, so that memory peaks at a few leaves more than either.
+
+  Args:
+    params: Of `to.source`, stacked, on the mesh.
+    to: What they become.
+    mesh: Where they are.
+  """
+  result = unrolled.params(params, to.source)
+  if to.source.tie_embeddings and not to.config.tie_embeddings:
+    sharded = _sharding(mesh, sharding.param_spec("head_DV", 2))
+    result["head_DV"] = _transpose(result["embed_VD"], out_sharding=sharded)
+  _convert(result, to, mesh)
+  return result
+
+
+def _convert(params: dict[str, Any], to: Layout, mesh: jax.sharding.Mesh):
+  """Replaces each leaf of nested dicts by what it becomes."""
+  for name, leaf in params.items():
+    if isinstance(leaf, dict):
+      _convert(leaf, to, mesh)
+    elif to.quantizes and name in _SUMMED:
+      params[name] = _quantize(leaf, name=name, mesh=mesh)
+    elif name in (*_SUMMED, *_KEPT) and leaf.dtype != to.compute_dtype:
+      params[name] = _cast(leaf, dtype=to.compute_dtype)
+
+
+def _sharding(mesh: jax.sharding.Mesh, spec: P) -> jax.sharding.NamedSharding:
+  return jax.sharding.NamedSharding(mesh, spec)
+
+
+@functools.partial(jax.jit, static_argnames="out_sharding")
+def _transpose(x, *, out_sharding):
+  return jax.lax.with_sharding_constraint(x.T, out_sharding)
+
+
+@functools.partial(jax.jit, static_argnames="dtype")
+def _cast(x, *, dtype):
+  return x.astype(dtype)
+
+
+@functools.partial(jax.jit, static_argnames=("name", "mesh"))
+def _quantize(x, *, name, mesh):
+  """In 8 bits, on the devices where the same part of `x` is."""
+  dims = sharding.param_dims(name)
+  stacked = x.ndim - len(dims)
+  summed = tuple(stacked + dims.index(d) for d in _SUMMED[name])
+  weight = linear.quantize(x, summed=summed, stacked=stacked)
+  spec = sharding.param_spec(name, x.ndim)
+  kept = [d for d in range(x.ndim) if d not in summed]
+  place = jax.lax.with_sharding_constraint
+  return linear.Int8(
+    values=place(
+      weight.values, _sharding(mesh, P(*(spec[d] for d in (*kept, *summed))))
+    ),
+    scale=place(weight.scale, _sharding(mesh, P(*(spec[d] for d in kept)))),
+  )
