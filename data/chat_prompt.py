@@ -4,18 +4,19 @@ A chat template writes special tokens by name between the texts of messages, and
 a text that contains such a name must not place one: whoever writes it would end
 its own message and begin another's. So two kinds of text are told apart:
 
-1. In what comes from outside (messages, tools, documents, arguments), a mark is
-   put into each name of a special token, and behind the beginning of one at the
-   end of a string, which the next string could complete. The mark is a character
-   that occurs in none of it.
+1. In what comes from outside (messages, tools, documents, arguments), a mark
+   is put into each name of a special token, and behind the beginning of one at
+   the end of a string, which the next string could complete. The mark is a
+   character that occurs in none of it.
 2. The template renders that. The names that are whole are its own.
 3. They get names that nobody can guess, in the text and in a copy of the
    tokenizer; the marks are taken out; the copy encodes the text at once.
 
 What contains no name of a special token, nearly all, gets the ids that Hugging
 Face's tokenizer gives it. Added tokens that are not special, such as Qwen's
-`<think>`, stay tokens everywhere: models are trained on histories with them. A
-template that itself cuts pieces out of a message and joins them can make a name.
+`<think>`, stay tokens everywhere: models are trained on histories with them.
+A template that itself cuts pieces out of a message and joins them can make a
+name.
 """
 
 from collections.abc import Collection, Mapping, Sequence

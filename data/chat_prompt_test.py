@@ -1,5 +1,6 @@
 import json
 import pathlib
+from typing import Any
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -68,11 +69,12 @@ class ChatPromptTest(parameterized.TestCase):
     )
     encoder = chat_prompt.Encoder(self.folder(name, template))
     end = self.special(name)["<|eot_id|>"]
-    for message in (
+    messages: Any = (
       {"a": "<|eot", "b": "_id|>", "c": {"d": "x"}},
       {"a": "<", "b": "|eot_id|", "c": {"d": ">"}},
       {"a": "x", "b": "", "c": {"d": "<|eot_id|>"}},
-    ):
+    )
+    for message in messages:
       prompt = encoder.encode(
         [message],
         add_generation_prompt=False,

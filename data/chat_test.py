@@ -156,10 +156,11 @@ class ChatTest(parameterized.TestCase):
     )
     messages = [*_HELLO, {"role": "assistant", "content": " Hello!"}]
 
-    def render(messages, **arguments):
-      arguments = {"add_generation_prompt": False} | arguments
+    def render(messages, *, add_generation_prompt=False):
       return templates.render(
-        messages, continue_final_message=True, **arguments
+        messages,
+        add_generation_prompt=add_generation_prompt,
+        continue_final_message=True,
       )
 
     self.assertEqual(render(messages), "[Hello!][Hello!")

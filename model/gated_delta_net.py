@@ -11,7 +11,7 @@ dim of values (an H in parameters' names), W width of the convolution.
 from collections.abc import Callable, Mapping
 import functools
 import math
-from typing import TypedDict
+from typing import cast, TypedDict
 
 from flax import nnx
 import jax
@@ -170,7 +170,7 @@ class GatedDeltaNet(nnx.Module):
 
     rows: Rows | None = None
     if state is not None and span.places is not None:
-      rows = state
+      rows = cast(Rows, state)
       state = _from_rows(kv_cache.read_rows(rows, span=span))
     q, k, v, gate, beta, decay = project(x)
     q, k = sharding.constrain(q, "BTKH"), sharding.constrain(k, "BTKH")

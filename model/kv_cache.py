@@ -239,7 +239,9 @@ def quantize(
   return jnp.round(x * inverse[..., None]).astype(jnp.int8), scale
 
 
-def page_shardings(layers: Any, mesh: jax.sharding.Mesh) -> Any:
+def page_shardings(
+  layers: Any, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh
+) -> Any:
   """A NamedSharding for each array of `PagedCache.layers`.
 
   Heads lie on `tensor` where it divides them; everything else is replicated.

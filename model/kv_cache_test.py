@@ -114,9 +114,9 @@ def paged(*, start, tables=None, rows=None, length=None):
 
 
 def span_of(cache, segment_ids):
-  segment_ids = jnp.asarray(segment_ids)
+  shape = (len(segment_ids), len(segment_ids[0]))
   return kv_cache.span(
-    cache, positions=None, segment_ids=segment_ids, shape=segment_ids.shape
+    cache, positions=None, segment_ids=jnp.asarray(segment_ids), shape=shape
   )
 
 

@@ -140,7 +140,7 @@ def _of_rows(spec, x, product, weight):
   """product(x, weight), of a single row as of two on CPUs.
 
   XLA for CPUs multiplies a vector with a matrix that is not float32 by a naive
-  loop: 9 times slower than two rows at once (linear_benchmark.py).
+  loop, a dozen times slower than two rows (linear_benchmark.py).
   """
   num_rows = math.prod(
     size

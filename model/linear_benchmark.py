@@ -2,7 +2,8 @@
 
   bazel run -c opt //model:linear_benchmark
 
-`weight`: the gradient of one weight alone; `mlp`: all gradients of a gated MLP.
+`weight`: the gradient of one weight alone; `mlp`: all gradients of a gated MLP;
+`row`: one row times a large weight, as in decoding.
 `einsum` is automatic differentiation, `project` is model/linear.py.
 
 Dims: B batch, T length, D model, F feed-forward.
@@ -24,7 +25,7 @@ _MIN_SECONDS = 2.0
 def main() -> None:
   """Measures each case."""
   for dtype in ("bfloat16", "float32"):
-    for case in (_weight, _mlp):
+    for case in (_weight, _mlp, _row):
       for product in (_einsum, linear.project):
         gradient, args = case(product, dtype)
         cpu, wall, calls = _measure(jax.jit(gradient), args)
@@ -72,6 +73,13 @@ def _mlp(product: Callable, dtype: str) -> tuple[Callable, tuple]:
     return jnp.sum(product("BTF,FD->BTD", hidden, down) * cotangent)
 
   return jax.grad(loss, argnums=(0, 1)), (x, weights, cotangent)
+
+
+def _row(product: Callable, dtype: str) -> tuple[Callable, tuple]:
+  """A single row, no gradient."""
+  x = _normal(0, 1, 1, 2048, dtype=dtype)
+  weight = _normal(1, 2048, 8192, dtype=dtype)
+  return lambda x, weight: product("BTD,DF->BTF", x, weight), (x, weight)
 
 
 def _measure(function: Callable, args: tuple) -> tuple[float, float, int]:

@@ -5,6 +5,7 @@ What the server and the offline programs have in common.
 
 from collections.abc import Callable, Sequence
 import dataclasses
+import functools
 import pathlib
 
 import jax
@@ -15,12 +16,12 @@ from model import transformer
 from serve import checkpoints
 from serve import config as config_lib
 from serve import engine as engine_lib
-from serve import guesser
 from serve import ngram
 from serve import replicas as replicas_lib
 from serve import runner as runner_lib
 from serve import scheduler as scheduler_lib
 from serve import scheduler_config
+from serve import task
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -109,7 +110,8 @@ def assemble(
   """
   is_drafted = config.engine.speculation.method == "draft"
   assert len(drafts) == (len(models) if is_drafted else 0)
-  runners, engines = [], []
+  runners: list[runner_lib.Runner] = []
+  engines: list[engine_lib.Engine] = []
   for index, model in enumerate(models):
     runner = runner_lib.Runner(
       _source(model),
@@ -156,14 +158,13 @@ def make_scheduler(
 ) -> scheduler_lib.Scheduler:
   """The scheduler of a runner."""
   engine, speculation = config.engine, config.engine.speculation
-  make_guesser = None
+  make_guesser: Callable[[], task.Guesser] | None = None
   if speculation.method == "ngram":
-
-    def make_guesser() -> guesser.Guesser:
-      return ngram.Lookup(
-        min_ngram=speculation.min_ngram, max_ngram=speculation.max_ngram
-      )
-
+    make_guesser = functools.partial(
+      ngram.Lookup,
+      min_ngram=speculation.min_ngram,
+      max_ngram=speculation.max_ngram,
+    )
   return scheduler_lib.Scheduler(
     scheduler_config.SchedulerConfig(
       max_rows=config.runner.max_rows,
@@ -176,6 +177,8 @@ def make_scheduler(
       max_queued_tokens=engine.max_queued_tokens,
       num_drafts=num_drafts(config),
       recurrent=transformer.has_recurrent_state(model.config),
+      # An accelerator computes hundreds of tokens while it reads the weights.
+      step_tokens=32 if jax.default_backend() == "cpu" else 256,
       turns=tuple(decode.turning_points(model.config)),
     ),
     step=model.step,

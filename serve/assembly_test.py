@@ -7,6 +7,7 @@ from serve import assembly
 from serve import checkpoint_fixtures
 from serve import config as config_lib
 from serve import fixtures
+from serve import replicas
 from serve import request as request_lib
 
 _RUNNER = config_lib.RunnerConfig(
@@ -48,6 +49,7 @@ class AssemblyTest(absltest.TestCase):
     listener.wait(*map(str, range(6)))
     texts = {tuple(listener.tokens(str(i))) for i in range(6)}
     self.assertLen(texts, 1)
+    assert isinstance(made.engine, replicas.Replicas)
     for engine in made.engine.engines:
       self.assertGreater(engine.stats().num_output_tokens, 0)
 

@@ -39,7 +39,6 @@ class Row:
     num_prompt_logprobs: How many of the likeliest come with it.
     pools: The sum of the final hidden states of `tokens` is wanted.
     masks: Allowed next tokens, as `Constraint.masks`; None: all.
-    can_stop: Whether stop tokens may be chosen (min_tokens).
   """
 
   request_id: str
@@ -55,7 +54,6 @@ class Row:
   num_prompt_logprobs: int = 0
   pools: bool = False
   masks: np.ndarray | None = None
-  can_stop: bool = True
 
   @property
   def num_tokens(self) -> int:

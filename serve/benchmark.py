@@ -71,7 +71,7 @@ def measure(config: config_lib.ServeConfig) -> dict[str, Any]:
   """Measures an engine in this process."""
   began = time.monotonic()
   models = _load(config)
-  drafts = []
+  drafts: list[checkpoints.Model] = []
   speculation = config.engine.speculation
   if speculation.method == "draft":
     drafts = _load_drafts(config)

@@ -1,3 +1,5 @@
+from typing import Any
+
 from absl.testing import absltest
 
 from serve import capacity
@@ -17,7 +19,11 @@ class Device:
 
 
 def plan(*, free=10**12, page_bytes=None, **settings) -> capacity.Capacity:
-  defaults = {"page_size": 16, "max_rows": 4, "prefill_tokens": 64}
+  defaults: dict[str, Any] = {
+    "page_size": 16,
+    "max_rows": 4,
+    "prefill_tokens": 64,
+  }
   return capacity.plan(
     serve_config.RunnerConfig(**(defaults | settings)),
     max_seq_len=1024,

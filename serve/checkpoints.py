@@ -19,6 +19,7 @@ from data import tokenizer as tokenizer_lib
 from model import checkpoint
 from model import config as model_config
 from model.hf import importer
+from model.hf import source
 from serve import conventions
 
 # What a user can mend: a path, a damaged file, a setting.
@@ -223,25 +224,22 @@ def _count_ids(folder: pathlib.Path) -> int:
 def _key(path: pathlib.Path) -> str:
   """A name for what is at `path` now: other files have another."""
   path = path.resolve()
-  folder = path if path.is_dir() else path.parent
-  files = [
-    file
-    for file in sorted(folder.iterdir())
-    # Beside a .gguf there may be others, but the tokenizer may, too.
-    if file == path or (file.is_file() and not _is_other(file, path))
-  ]
+  if path.is_dir():
+    folder, suffixes = path, (".json", *_WEIGHTS)
+  else:
+    # Beside it may be other models, and its tokenizer.
+    folder, suffixes = path.parent, ()
   states = [
     (file.name, stat.st_size, stat.st_mtime_ns)
-    for file in files
+    for file in sorted(folder.iterdir())
+    if file == path
+    or file.suffix in suffixes
+    or file.name in source.TOKENIZER_FILES
     for stat in [file.stat()]
   ]
   description = json.dumps([_FORMAT, str(path), states])
   digest = hashlib.sha256(description.encode()).hexdigest()
-  return f"{path.stem if path.is_file() else path.name}-{digest[:16]}"
-
-
-def _is_other(file: pathlib.Path, path: pathlib.Path) -> bool:
-  return path.is_file() and file.suffix in _WEIGHTS
+  return f"{path.name if path.is_dir() else path.stem}-{digest[:16]}"
 
 
 @contextlib.contextmanager

@@ -162,6 +162,8 @@ class ImportTest(CheckpointsTest):
     with mock.patch.object(importer, "run", wraps=importer.run) as run:
       self.load(self.folder)
       self.load(self.folder)
+      (self.folder / "server.log").write_text("no part of it")
+      self.load(self.folder)
       self.assertEqual(run.call_count, 1)
       # Other weights, even of the same size.
       file = self.folder / "model.safetensors"

@@ -8,6 +8,7 @@ requests are made: there rounding would decide.
 import dataclasses
 import functools
 import threading
+from typing import Any
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -260,7 +261,7 @@ class CrowdTest(parameterized.TestCase):
     return model, self.asked[kind]
 
   def make(self, model, *, drafts=(), speculation=None, **settings):
-    runner = {
+    runner: dict[str, Any] = {
       "compute_dtype": "float32",
       "page_size": 4,
       "max_rows": 4,

@@ -1,6 +1,7 @@
 import resource
 import threading
 import time
+from typing import Any
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -68,7 +69,7 @@ class _Case(parameterized.TestCase):
     self.deaths = []
 
   def make(self, *, guesses=0, draft_model=False, clock=None, **settings):
-    limits = {
+    limits: dict[str, Any] = {
       "max_rows": 3,
       "prefill_tokens": 16,
       "max_len": 64,
@@ -285,7 +286,7 @@ class PoisonTest(_Case):
     engine.submit(request, self.listener)
     self.listener.wait("good", request.id)
     self.assertIs(self.listener.finish(request.id), _Reason.ERROR)
-    self.assertIn(error, self.listener.outputs[request.id][-1].error)
+    self.assertIn(error, self.listener.error(request.id))
     self.expect("good", num=20)
     engine.submit(_request("later"), self.listener)
     self.listener.wait("later")
@@ -358,7 +359,7 @@ class DeathTest(_Case):
     self.listener.wait(*"abcde")
     for name in "abcde":
       self.assertIs(self.listener.finish(name), _Reason.ERROR)
-      self.assertIn("device lost", self.listener.outputs[name][-1].error)
+      self.assertIn("device lost", self.listener.error(name))
     self.assertIsNone(swap.result(timeout=10))
     self.assertTrue(engine.stop(timeout=10))
     self.assertLen(self.deaths, 1)
@@ -437,7 +438,7 @@ class LifeTest(_Case):
     self.runner.gate.release(10)
     self.listener.wait("a")
     self.assertIs(self.listener.finish("a"), _Reason.ERROR)
-    self.assertIn("shutting down", self.listener.outputs["a"][-1].error)
+    self.assertIn("shutting down", self.listener.error("a"))
 
   def test_stop_tells_what_is_left(self):
     engine = self.make()

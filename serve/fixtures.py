@@ -212,6 +212,11 @@ class Listener:
     outputs = self.outputs.get(request_id, [])
     return outputs[-1].finish if outputs else None
 
+  def error(self, request_id: str) -> str:
+    """What went wrong; empty: nothing."""
+    outputs = self.outputs.get(request_id, [])
+    return (outputs[-1].error or "") if outputs else ""
+
   def wait(self, *request_ids: str, timeout: float = 60) -> None:
     """Until they have ended."""
     self.wait_for(lambda: all(map(self.finish, request_ids)), timeout=timeout)

@@ -11,7 +11,7 @@ down is made again.
     bazel run -c opt //serve:generate -- --checkpoint=DIR --prompt="Once upon"
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import contextlib
 import dataclasses
 import json
@@ -88,7 +88,7 @@ def _prompt_line(number: int, prompt: str) -> offline.Line:
 
 def defaults(model: checkpoints.Model) -> offline.Defaults:
   """What the flags, and else the model, say of every line."""
-  given = {
+  given: dict[str, Any] = {
     "temperature": _TEMPERATURE.value,
     "top_p": _TOP_P.value,
     "top_k": _TOP_K.value,
@@ -115,7 +115,7 @@ def run(config: config_lib.ServeConfig) -> offline.Totals:
       logging.info("%s has %d answers already.", output, len(answered))
     lines = [line for line in lines if line.id not in answered]
   models = _load(_CHECKPOINT.value, config)
-  drafts = []
+  drafts: list[checkpoints.Model] = []
   if config.engine.speculation.method == "draft":
     drafts = _load(config.engine.speculation.checkpoint, config)
   words = offline.Words(models[0].tokenizer) if models[0].tokenizer else None
@@ -130,7 +130,7 @@ def run(config: config_lib.ServeConfig) -> offline.Totals:
   )
   try:
     with contextlib.ExitStack() as stack:
-      write = _show
+      write: Callable[[Mapping[str, Any]], None] = _show
       if output is not None:
         stream = stack.enter_context(open(output, "a", encoding="utf-8"))
         write = _Writer(stream).write

@@ -205,8 +205,8 @@ def swap(
 def count_compiles(requests: metrics_lib.Requests) -> None:
   """Counts what is compiled from now on while requests wait for it."""
 
-  def on_event(event: str, seconds: float, **more: Any) -> None:
-    del seconds, more
+  def on_event(event: str, duration_secs: float, **more: str | int) -> None:
+    del duration_secs, more
     thread = threading.current_thread().name
     if event == _COMPILED and thread.startswith(_ENGINE_THREAD):
       requests.late_compiles.inc()

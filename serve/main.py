@@ -92,15 +92,17 @@ def main(argv: list[str]) -> NoReturn:
   sys.exit(ended.code)
 
 
-def add_default_config(arguments: list[str]) -> list[str]:
-  """The arguments, with --config if it is not there.
+def put_config_first(arguments: list[str]) -> list[str]:
+  """The arguments with --config before its overrides, as ml_collections wants.
 
-  A default of the flag would be read while flags are defined, and overrides
-  with it: where a mistake cannot be explained.
+  The default is put there, too: as that of the flag it would be read while
+  flags are defined, where a mistake in an override cannot be explained.
   """
-  names = [argument.partition("=")[0] for argument in arguments]
-  if "--config" in names or "-config" in names:
-    return arguments
+  for at, argument in enumerate(arguments):
+    name, has_value, _ = argument.partition("=")
+    if name in ("--config", "-config"):
+      end = at + (1 if has_value else 2)
+      return arguments[at:end] + arguments[:at] + arguments[end:]
   default = pathlib.Path(__file__).parent / "configs" / "default.py"
   return [f"--config={default}", *arguments]
 
@@ -109,5 +111,5 @@ if __name__ == "__main__":
   flags.register_validator(
     "checkpoint", bool, message="is missing; name a run's workdir or a model."
   )
-  sys.argv[1:] = add_default_config(sys.argv[1:])
+  sys.argv[1:] = put_config_first(sys.argv[1:])
   command_line.run(main)

@@ -10,15 +10,13 @@ import subprocess
 import sys
 
 from absl.testing import absltest
-from absl.testing import parameterized
 
 from serve import checkpoint_fixtures
-from serve import main as main_lib
 
 _SECONDS = 240
 
 
-class MainTest(parameterized.TestCase):
+class MainTest(absltest.TestCase):
   def setUp(self):
     super().setUp()
     self.root = pathlib.Path(self.create_tempdir().full_path)
@@ -51,21 +49,6 @@ class MainTest(parameterized.TestCase):
   def test_an_unknown_setting_is_refused(self):
     self._assert_refused("prot.*port", "--checkpoint=.", "--config.api.prot=80")
 
-  @parameterized.parameters(
-    ([],),
-    (["--watch", "--config.api.port=1"],),
-  )
-  def test_the_default_config_is_added(self, arguments):
-    (first, *rest) = main_lib.add_default_config(arguments)
-    self.assertEqual(rest, arguments)
-    self.assertTrue(pathlib.Path(first.partition("=")[2]).is_file())
-
-  @parameterized.parameters(
-    (["--config=mine.py", "--watch"],), (["--config", "mine.py"],)
-  )
-  def test_a_config_of_ones_own_stays(self, arguments):
-    self.assertEqual(main_lib.add_default_config(arguments), arguments)
-
   def test_serves_a_checkpoint_until_a_signal(self):
     tokenizer = checkpoint_fixtures.write_tokenizer(self.root / "tokenizer")
     checkpoint_fixtures.write(
@@ -78,18 +61,19 @@ class MainTest(parameterized.TestCase):
         "--watch",
         "--config.api.model_name=me",
       ),
-      *("--config.runner.compute_dtype=float32", "--config.runner.max_rows=2"),
+      *("--config=serve/configs/cpu.py", "--config.runner.max_rows=2"),
       *("--config.runner.prefill_tokens=32", f"--import_folder={self.root}/in"),
       "--config.runner.compilation_cache=",
     )
     log = []
+    assert process.stderr is not None
     for line in process.stderr:
       log.append(line)
       if "Ready after" in line:
         break
     else:
       self.fail("".join(log))
-    host, port = re.search(r"http://([\w.]+):(\d+)", log[-1]).groups()
+    ((host, port),) = re.findall(r"http://([\w.]+):(\d+)", log[-1])
     connection = http.client.HTTPConnection(host, int(port), timeout=60)
 
     def ask(method, path, body=None):

@@ -1,6 +1,7 @@
 import json
 import pathlib
 import tempfile
+from typing import Any
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -17,7 +18,7 @@ _END = 11
 
 
 def _defaults(**settings):
-  values = {
+  values: dict[str, Any] = {
     "max_tokens": 6,
     "generation": conventions.Generation(temperature=0.5, top_k=7),
     "seed": 3,
@@ -29,7 +30,14 @@ def _defaults(**settings):
 
 
 def _line(**settings):
-  return offline.Line(**({"id": "a", "prompt": [1, 2, 3]} | settings))
+  values: dict[str, Any] = {"id": "a", "prompt": [1, 2, 3]}
+  return offline.Line(**(values | settings))
+
+
+def _request(line, place=0, words=None):
+  request = offline.make_job(line, place, _defaults(), words).request
+  assert request is not None
+  return request
 
 
 class LinesTest(parameterized.TestCase):
@@ -61,13 +69,10 @@ class LinesTest(parameterized.TestCase):
 
 class JobTest(absltest.TestCase):
   def test_a_line_goes_before_the_defaults(self):
-    job = offline.make_job(
+    request = _request(
       _line(temperature=0.0, max_tokens=3, logit_bias={5: -1.0}, logprobs=2),
-      4,
-      _defaults(),
-      None,
+      place=4,
     )
-    request = job.request
     self.assertEqual(request.id, "4")
     self.assertEqual(request.prompt, (1, 2, 3))
     self.assertEqual(request.max_tokens, 3)
@@ -79,9 +84,7 @@ class JobTest(absltest.TestCase):
 
   def test_the_seed_depends_on_the_id_alone(self):
     def seed(place, **settings):
-      return offline.make_job(
-        _line(**settings), place, _defaults(), None
-      ).request.sampling.seed
+      return _request(_line(**settings), place).sampling.seed
 
     self.assertEqual(seed(0), seed(7))
     self.assertNotEqual(seed(0), seed(0, id="b"))
@@ -94,7 +97,7 @@ class JobTest(absltest.TestCase):
     ):
       job = offline.make_job(line, 0, _defaults(), None)
       self.assertIsNone(job.request)
-      self.assertIn(error, job.error)
+      self.assertIn(error, str(job.error))
 
   def test_text_and_conversations(self):
     with tempfile.TemporaryDirectory() as folder:
@@ -102,16 +105,14 @@ class JobTest(absltest.TestCase):
       checkpoint_fixtures.write_tokenizer(folder)
       words = offline.Words(folder)
     tokenizer = words.tokenizer
-    job = offline.make_job(_line(prompt="word"), 0, _defaults(), words)
+    request = _request(_line(prompt="word"), words=words)
     self.assertEqual(
-      job.request.prompt, (tokenizer.eos_id, *tokenizer.encode("word"))
+      request.prompt, (tokenizer.eos_id, *tokenizer.encode("word"))
     )
     messages = [{"role": "user", "content": "word"}]
-    job = offline.make_job(
-      _line(prompt=None, messages=messages), 0, _defaults(), words
-    )
+    request = _request(_line(prompt=None, messages=messages), words=words)
     self.assertEqual(
-      tokenizer.decode(job.request.prompt),
+      tokenizer.decode(request.prompt),
       "user: word<|end_of_text|>assistant:",
     )
 

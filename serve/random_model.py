@@ -1,9 +1,10 @@
 """Llama-shaped models with random parameters, to measure how fast they are."""
 
 import pathlib
-from typing import Any
+from typing import Any, Literal
 
 import jax
+from jax.sharding import PartitionSpec as P
 import numpy as np
 
 from model import checkpoint
@@ -65,7 +66,9 @@ def params(
 
 
 def make(
-  size: str, mesh: jax.sharding.Mesh, compute_dtype: str
+  size: str,
+  mesh: jax.sharding.Mesh,
+  compute_dtype: Literal["float32", "bfloat16"],
 ) -> checkpoints.Model:
   """The model as if it were loaded."""
   model = config(size)
@@ -75,7 +78,7 @@ def make(
     config=model,
     execution=run,
     params=jax.device_put(
-      params(model, run), jax.sharding.NamedSharding(mesh, jax.P())
+      params(model, run), jax.sharding.NamedSharding(mesh, P())
     ),
     mesh=mesh,
   )

@@ -115,14 +115,13 @@ class ReplicasTest(absltest.TestCase):
     self.assertEqual(self.replicas.stats().step, 9)
 
   def test_drain_and_stop(self):
+    gate = threading.Semaphore(0)
     for runner in self.runners:
-      runner.gate = threading.Semaphore(0)
+      runner.gate = gate
     for i in range(3):
       self.replicas.submit(_request(str(i)), self.listener)
     self.replicas.start()
-    threading.Timer(
-      0.05, lambda: [runner.gate.release(99) for runner in self.runners]
-    ).start()
+    threading.Timer(0.05, lambda: gate.release(99)).start()
     self.assertTrue(self.replicas.drain(time.monotonic() + 30))
     with self.assertRaises(engine_lib.UnavailableError):
       self.replicas.submit(_request("late"), self.listener)

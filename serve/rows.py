@@ -36,7 +36,6 @@ def read(stay: task_lib.Stay, size: int) -> batch.Row:
     masks=(
       request.constraint.masks([]) if samples and request.constraint else None
     ),
-    can_stop=_can_stop(stay),
   )
 
 
@@ -67,7 +66,6 @@ def continued(stay: task_lib.Stay, num_drafts: int) -> batch.Row:
     masks=(
       request.constraint.masks(list(drafts)) if request.constraint else None
     ),
-    can_stop=_can_stop(stay),
   )
 
 
@@ -82,17 +80,9 @@ def most_drafts(
     return 0  # Grammars are not asked about guesses made on the device.
   # The last token that may be chosen ends the text.
   most = min(config.num_drafts, task.max_len - 1 - stay.length)
-  # All that a row chooses is chosen with stop tokens, or all without.
-  if not _can_stop(stay):
-    first_stop = len(request.prompt) + request.min_tokens
-    most = min(most, first_stop - 1 - stay.length)
   # All that a row computes is computed on the same side of a turn.
   for turn in config.turns:
     if turn >= stay.length:
       most = min(most, turn - stay.length)
   return most
 
-
-def _can_stop(stay: task_lib.Stay) -> bool:
-  request = stay.task.request
-  return stay.length >= len(request.prompt) + request.min_tokens

@@ -109,14 +109,11 @@ class ReadTest(absltest.TestCase):
 
 class ContinuedTest(parameterized.TestCase):
   def test_the_token_that_was_chosen_last(self):
-    stay = _stay(computed=5, min_tokens=4)
+    stay = _stay(computed=5)
     stay.num_unknown = 1
     row = rows.continued(stay, 0)
     self.assertEqual((row.start, row.length), (5, 6))
     self.assertEqual((row.tokens, row.drafts, row.num_drafts), ((), (), 0))
-    self.assertFalse(row.can_stop)
-    stay.num_unknown = 2
-    self.assertTrue(rows.continued(stay, 0).can_stop)
 
   def test_guesses(self):
     row = rows.continued(_stay(computed=4), 2)
@@ -134,10 +131,6 @@ class ContinuedTest(parameterized.TestCase):
     ({"max_len": 12}, {}, 4),
     ({"max_len": 8}, {}, 2),  # Two guesses and one more.
     ({"max_len": 6}, {}, 0),
-    # The next outputs are numbers 2, 3, ... Up to min_tokens none may stop.
-    ({"min_tokens": 5}, {}, 2),
-    ({"min_tokens": 3}, {}, 0),
-    ({"min_tokens": 2}, {}, 4),
     ({}, {"turns": (4,)}, 4),
     ({}, {"turns": (5,)}, 0),
     ({}, {"turns": (4, 7)}, 2),

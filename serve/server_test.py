@@ -7,6 +7,7 @@ import signal
 import ssl
 import subprocess
 import tempfile
+from typing import Any
 import unittest
 
 from absl.testing import absltest
@@ -155,9 +156,12 @@ class ServeTest(unittest.IsolatedAsyncioTestCase):
     async with fixtures.Running(fake) as server:
       hold = asyncio.Event()
       loop = asyncio.get_running_loop()
-      fake.runner.before_run = lambda batch: asyncio.run_coroutine_threadsafe(
-        hold.wait(), loop
-      ).result()
+
+      def wait(batch):
+        del batch
+        asyncio.run_coroutine_threadsafe(hold.wait(), loop).result()
+
+      fake.runner.before_run = wait
       answer = asyncio.create_task(server.complete(max_tokens=3))
       await server.until(lambda: _has_status(server, "/livez", 503))
       self.assertEqual((await server.get("/readyz"))[0], 503)
@@ -312,11 +316,12 @@ class SettingsTest(unittest.IsolatedAsyncioTestCase):
   def test_bad_files(self):
     load = fixtures.Fake()
     empty = self._path("empty", "# nothing\n")
-    for settings, message in (
+    cases: tuple[tuple[dict[str, Any], str], ...] = (
       ({"api_keys": self._path("none")}, "--api_keys=.*none cannot be read"),
       ({"api_keys": empty}, "has no key"),
       ({"tls_cert": empty, "tls_key": empty}, "give PEM files"),
-    ):
+    )
+    for settings, message in cases:
       config = config_lib.ApiConfig(**settings)
       with self.assertRaisesRegex(ValueError, message):
         server_lib.Server(config, load=load)

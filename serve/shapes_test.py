@@ -1,5 +1,6 @@
 from absl.testing import absltest
 from absl.testing import parameterized
+import jax.numpy as jnp
 import numpy as np
 
 from serve import shapes
@@ -48,7 +49,7 @@ class ShapesTest(parameterized.TestCase):
     packed = form.make(2, 4)
     form.fill(packed, 1, np.array([7, 8, 0, 0, 9, 0]), (3, 5, 9, 2, 0, True))
     form.tokens(packed)[1, :2] = 11, 12
-    inputs = form.unpack(packed)
+    inputs = form.unpack(jnp.array(packed))
     self.assertEqual(inputs.slot.tolist(), [0, 3])
     self.assertEqual(inputs.start.tolist(), [0, 5])
     self.assertEqual(inputs.length.tolist(), [0, 9])
@@ -57,7 +58,8 @@ class ShapesTest(parameterized.TestCase):
     self.assertEqual(inputs.tables[0][1].tolist(), [7, 8, 0])
     self.assertEqual(inputs.tables[6][1].tolist(), [0, 9, 0])
     self.assertEqual(inputs.tokens[1].tolist(), [11, 12, 0, 0])
-    self.assertEqual(form.unpack(form.header(packed, 4)).slot.shape, (4,))
+    header = form.header(packed, 4)
+    self.assertEqual(form.unpack(jnp.array(header)).slot.shape, (4,))
 
 
 if __name__ == "__main__":

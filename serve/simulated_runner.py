@@ -87,11 +87,16 @@ def write(
   text, num = list(request.prompt), len(request.prompt)
   while len(text) < min(num + request.max_tokens, config.max_len):
     last = states(text, regime(config.turns, len(text)))[-1]
-    can_stop = len(text) - num >= request.min_tokens
+    can_stop = _can_stop(request, len(text))
     text.append(choose(last, request, can_stop=can_stop))
     if text[-1] in request.stop_ids:
       break
   return text[num:]
+
+
+def _can_stop(request: request_lib.Request, length: int) -> bool:
+  """Whether a stop token may follow a text of this length."""
+  return length >= len(request.prompt) + request.min_tokens
 
 
 class SimulatedRunner:
@@ -157,7 +162,9 @@ class SimulatedRunner:
     text = list(slot.text)
     for _ in range(row.num_drafts):
       last = states(text, regime(self._config.turns, len(slot.text)))[-1]
-      right = choose(last, slot.request, can_stop=row.can_stop)
+      right = choose(
+        last, slot.request, can_stop=_can_stop(slot.request, len(text))
+      )
       wrong = self._random.randrange(VOCAB)
       text.append(right if self._random.random() < 0.7 else wrong)
     return text[len(slot.text) :]
@@ -226,7 +233,8 @@ class SimulatedRunner:
     chosen = []
     for i, state in enumerate(of_row):
       mask = -1 if row.masks is None else int(row.masks[i, 0])
-      chosen.append(choose(state, request, can_stop=row.can_stop, mask=mask))
+      can_stop = _can_stop(request, row.length + i)
+      chosen.append(choose(state, request, can_stop=can_stop, mask=mask))
       if i + 1 == len(tokens) or chosen[-1] != tokens[i + 1]:
         break
     return chosen

@@ -300,7 +300,9 @@ def prompt_logprobs(
     block,
     (hidden.reshape(-1, size, hidden.shape[1]), targets.reshape(-1, size)),
   )
-  return jax.tree.map(lambda x: x.reshape(x.shape[0] * size, *x.shape[2:]), blocks)
+  return jax.tree.map(
+    lambda x: x.reshape(x.shape[0] * size, *x.shape[2:]), blocks
+  )
 
 
 def _pad(x: jax.Array, num: int) -> jax.Array:

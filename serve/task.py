@@ -1,13 +1,30 @@
 """What the scheduler remembers of a request, and of its stay in a slot."""
 
+from collections.abc import Sequence
 import dataclasses
+from typing import Protocol
 
 import numpy as np
 
-from serve import guesser as guesser_lib
 from serve import page_tables
 from serve import prefix
 from serve import request as request_lib
+
+
+class Guesser(Protocol):
+  """Knows one text, and guesses how it goes on: serve/ngram.py."""
+
+  def __len__(self) -> int:
+    """Tokens of the text that it knows."""
+    ...
+
+  def extend(self, tokens: Sequence[int]) -> None:
+    """Appends to the text."""
+    ...
+
+  def propose(self, num_tokens: int) -> Sequence[int]:
+    """At most so many tokens that may follow."""
+    ...
 
 
 @dataclasses.dataclass(slots=True, kw_only=True, eq=False)
@@ -36,7 +53,7 @@ class Task:
   max_len: int
   can_find: bool
   leader: "Task | None" = None
-  guesser: guesser_lib.Guesser | None = None
+  guesser: Guesser | None = None
   chain: prefix.Chain | None = None
   num_cached: int | None = None
   is_prompt_launched: bool = False

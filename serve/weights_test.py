@@ -14,7 +14,7 @@ from model import sharding
 from model import transformer
 from serve import weights
 
-_TOKENS = np.arange(24).reshape(2, 12) % 64
+_TOKENS = jnp.arange(24).reshape(2, 12) % 64
 
 
 def prepared(model, *, compute_dtype="float32", quantizes=False) -> Any:

@@ -11,13 +11,21 @@ import dataclasses
 import json
 import queue
 import time
-from typing import Any
+from typing import Any, Protocol
 
 import aiohttp
 import numpy as np
 
 from serve import engine as engine_lib
 from serve import request as request_lib
+
+
+class Engine(Protocol):
+  """What is asked of the engine."""
+
+  def submit(
+    self, request: request_lib.Request, on_output: engine_lib.OnOutput
+  ) -> None: ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -87,9 +95,7 @@ class Timing:
     return np.diff([moment for moment, _ in self.arrivals])
 
 
-def drive(
-  engine: engine_lib.Engine, workload: Workload
-) -> tuple[list[Timing], float]:
+def drive(engine: Engine, workload: Workload) -> tuple[list[Timing], float]:
   """Loads an engine of this process.
 
   Returns:
@@ -216,7 +222,7 @@ def summarize(timings: Sequence[Timing], seconds: float) -> dict[str, float]:
   num_tokens = sum(timing.num_tokens for timing in timings)
   gaps = np.concatenate([timing.gaps for timing in timings])
 
-  def milliseconds(values: Sequence[float], share: float) -> float:
+  def milliseconds(values: Any, share: float) -> float:
     return round(1e3 * float(np.quantile(values, share)), 3)
 
   first = [timing.first for timing in timings]

@@ -41,6 +41,7 @@ def attend(
   v_scales: Float[Array, "P *K S"] | None = None,
   value_dim: int | None = None,
   implementation: str = "auto",
+  block_size: int = _BLOCK,
 ) -> Float[Array, "B T N V"]:
   """softmax(q k^T * scale) v over the keys of each row's text.
 
@@ -65,6 +66,7 @@ def attend(
     v_scales: Of int8 values.
     value_dim: V, if there are no values.
     implementation: `reference` gathers; any other does not.
+    block_size: Keys of a row that one step of the loop takes, in whole pages.
 
   Returns:
     Attention output in the dtype of `q_BTNH`.
@@ -101,11 +103,9 @@ def attend(
   dims = (batch, num_kv_heads, group, num_queries)
   rows = (batch, num_kv_heads, group * num_queries)
   q = q_BTNH.astype(jnp.float32) * scale
-  if num_queries > 1:
-    q = q.reshape(batch, num_queries, num_kv_heads, group, head_dim)
-    q = jnp.moveaxis(q, 1, 3)
-  q = q.reshape(*rows, head_dim)
-  num_pages = min(max(_BLOCK // page_size, 1), table_BP.shape[1])
+  q = q.reshape(batch, num_queries, num_kv_heads, group, head_dim)
+  q = jnp.moveaxis(q, 1, 3).reshape(*rows, head_dim)
+  num_pages = min(max(block_size // page_size, 1), table_BP.shape[1])
   block_size = num_pages * page_size
 
   num_new = jnp.sum(q_segment_ids > 0, axis=1)
@@ -153,17 +153,15 @@ def attend(
     sinks = sinks_N.astype(jnp.float32).reshape(num_kv_heads, group, 1)
     high = jnp.broadcast_to(sinks, dims).reshape(rows)
     total = jnp.ones(rows)
-  width = v_pages.shape[-1] if value_dim is None else value_dim
+  width = value_dim if v_pages is None else v_pages.shape[-1]
+  assert width is not None
   _, total, out = jax.lax.fori_loop(
     0, count, step, (high, total, jnp.zeros((*rows, width)))
   )
-  # Of padding the total may be 0.
-  out = (out / total[..., None]).astype(q_BTNH.dtype)
-  if num_queries > 1:
-    out = jnp.moveaxis(out.reshape(*dims, width), 3, 1)
-  # With one query no transposition: XLA would pass it on to the weight that the
-  # output is multiplied with.
+  out = (out / total[..., None]).astype(q_BTNH.dtype).reshape(*dims, width)
+  out = jnp.moveaxis(out, 3, 1)
   out = out.reshape(batch, num_queries, num_heads, width)
+  # Of padding it may be 0 / 0.
   return jnp.where((q_segment_ids > 0)[..., None, None], out, 0)
 
 

@@ -64,9 +64,17 @@ def quantized(pages):
 
 @functools.partial(
   jax.jit,
-  static_argnames=("scale", "window", "softcap", "value_dim", "implementation"),
+  static_argnames=(
+    "scale",
+    "window",
+    "softcap",
+    "value_dim",
+    "implementation",
+    "block_size",
+  ),
 )
-def attend(q, k, v, table, segment_ids, **options):
+def attend(q, k, v, table, segment_ids, *, block_size=2 * _PAGE, **options):
+  """In several steps of the loop."""
   return attention_paged.attend(
     q,
     k,
@@ -74,6 +82,7 @@ def attend(q, k, v, table, segment_ids, **options):
     table_BP=table,
     start_B=jnp.asarray(_START),
     q_segment_ids=segment_ids,
+    block_size=block_size,
     **options,
   )
 
@@ -84,7 +93,7 @@ def wanted(q, k, v, segment_ids, end, *, window=None, softcap=None, sinks=None):
   return attention_reference.attend(
     *map(jnp.asarray, (q, k, v)),
     q_segment_ids=segment_ids,
-    k_segment_ids=np.where(is_key, 1, -1),
+    k_segment_ids=jnp.where(is_key, 1, -1),
     q_start=jnp.asarray(_START),
     scale=0.4,
     window=window,
@@ -94,14 +103,6 @@ def wanted(q, k, v, segment_ids, end, *, window=None, softcap=None, sinks=None):
 
 
 class AttentionPagedTest(parameterized.TestCase):
-  def setUp(self):
-    super().setUp()
-    # Several steps of the loop.
-    block = attention_paged._BLOCK
-    self.addCleanup(setattr, attention_paged, "_BLOCK", block)
-    attention_paged._BLOCK = 2 * _PAGE
-    attend.clear_cache()
-
   @parameterized.named_parameters(
     ("one_query", 1, 4, 2, {}),
     ("chunk", 3, 4, 2, {}),
@@ -235,10 +236,10 @@ class AttentionPagedTest(parameterized.TestCase):
     wide = np.pad(table, ((0, 0), (0, 7)))
     got = attend(q, k_pages, v_pages, wide, segment_ids, scale=0.4)
     np.testing.assert_allclose(got, expected, atol=2e-6)
-    for block in (1, 3 * _PAGE, 1000):
-      attention_paged._BLOCK = block
-      attend.clear_cache()
-      got = attend(q, k_pages, v_pages, table, segment_ids, scale=0.4)
+    for size in (1, 3 * _PAGE, 1000):
+      got = attend(
+        q, k_pages, v_pages, table, segment_ids, scale=0.4, block_size=size
+      )
       np.testing.assert_allclose(got, expected, atol=2e-6)
 
   def test_all_rows_may_be_padding(self):

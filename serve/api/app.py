@@ -102,7 +102,6 @@ def routes(context: context_lib.Context) -> list[web.RouteDef]:
     del http
     return web.Response(body=document, content_type="application/json")
 
-  # Of a route with GET, aiohttp would answer HEAD, too.
   own = [
     web.route(route.method, route.path, errors.handled(route.handler))
     for route in ROUTES

@@ -25,8 +25,6 @@ class AppTest(parameterized.TestCase, unittest.IsolatedAsyncioTestCase):
         self.assertEqual(response.status, 405)
         self.assertEqual(response.headers["Allow"], "POST")
         self.assertIn("message", (await response.json())["error"])
-      async with client.http.head("/v1/models") as response:
-        self.assertEqual(response.status, 405)
 
   @parameterized.parameters(
     (b"",),
@@ -58,11 +56,7 @@ class AppTest(parameterized.TestCase, unittest.IsolatedAsyncioTestCase):
     ),
     (_body(b'"prompt":"a","guided_regex":"\\u0000("'),),
     (_body(b'"prompt":"a","guided_regex":"(a{1000}){1000}"'),),
-    (
-      _body(
-        b'"prompt":"a","guided_choice":["' + b"x" * 100_000 + b'"]'
-      ),
-    ),
+    (_body(b'"prompt":"a","guided_choice":["' + b"x" * 100_000 + b'"]'),),
   )
   async def test_bodies_that_are_none(self, body):
     engine = fixtures.FakeEngine()

@@ -1,9 +1,9 @@
-"""Reads the body of a request into its struct, or says what is wrong with it."""
+"""Reads the body of a request into its struct, or says what is wrong."""
 
 import functools
 import re
 import typing
-from typing import Any, TypeVar
+from typing import Any
 
 from aiohttp import web
 import msgspec
@@ -13,14 +13,12 @@ from serve.api import errors
 from serve.api import fields
 from serve.api import requests
 
-_T = TypeVar("_T", bound=requests.Body)
-
 _PATH = re.compile(r" - at (?:`key` in )?`\$\.?(.*?)`$")
 _UNKNOWN = re.compile(r"Object contains unknown field `(.*)`", re.DOTALL)
 _MISSING = re.compile(r"Object missing required field `(.*)`", re.DOTALL)
 
 
-async def read(request: web.Request, kind: type[_T]) -> _T:
+async def read[T: requests.Body](request: web.Request, kind: type[T]) -> T:
   """The body.
 
   Raises:
@@ -46,7 +44,7 @@ async def read(request: web.Request, kind: type[_T]) -> _T:
   return decode(body, kind)
 
 
-def decode(body: bytes, kind: type[_T]) -> _T:
+def decode[T: requests.Body](body: bytes, kind: type[T]) -> T:
   """`read`, of bytes.
 
   Raises:
@@ -73,7 +71,7 @@ def decode(body: bytes, kind: type[_T]) -> _T:
   return decoded
 
 
-def _decode(body: bytes, kind: type[_T]) -> _T:
+def _decode[T: requests.Body](body: bytes, kind: type[T]) -> T:
   try:
     return _decoder(kind).decode(body)
   except msgspec.ValidationError as error:
@@ -94,7 +92,7 @@ def _with_integers(value: Any) -> Any:
 
 
 @functools.cache
-def _decoder(kind: type[_T]) -> msgspec.json.Decoder[_T]:
+def _decoder(kind: type[Any]) -> msgspec.json.Decoder[Any]:
   return msgspec.json.Decoder(kind)
 
 

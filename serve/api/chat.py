@@ -70,9 +70,7 @@ class _Plan:
 
 async def _plan(body: requests.Chat, context: context_lib.Context) -> _Plan:
   if body.top_logprobs and not body.logprobs:
-    raise errors.refused(
-      "top_logprobs", "top_logprobs needs logprobs: true."
-    )
+    raise errors.refused("top_logprobs", "top_logprobs needs logprobs: true.")
   answers.check_number("n", body.n or 1, context)
   parameters = parameters_lib.read(
     body,

@@ -3,7 +3,6 @@
 from collections.abc import Collection
 import re
 
-
 from serve.api import chat_rules
 from serve.api import reasoning
 from serve.api import responses

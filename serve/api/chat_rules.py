@@ -40,18 +40,22 @@ def offered(body: requests.Chat) -> Sequence[messages_lib.Tool]:
   names = [tool.function.name for tool in tools]
   for name in names:
     if names.count(name) > 1:
-      raise errors.refused("tools", f"tools has {name!r} twice; name each once.")
+      raise errors.refused(
+        "tools", f"tools has {name!r} twice; name each once."
+      )
   choice = body.tool_choice
   if choice == "required" and not tools:
     raise errors.refused(
       "tool_choice", "tool_choice is 'required', but there are no tools."
     )
-  if isinstance(choice, messages_lib.NamedTool):
-    if choice.function.name not in names:
-      raise errors.refused(
-        "tool_choice",
-        f"tool_choice names {choice.function.name!r}, which is not in tools.",
-      )
+  if (
+    isinstance(choice, messages_lib.NamedTool)
+    and choice.function.name not in names
+  ):
+    raise errors.refused(
+      "tool_choice",
+      f"tool_choice names {choice.function.name!r}, which is not in tools.",
+    )
   return [] if choice == "none" else tools
 
 

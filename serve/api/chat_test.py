@@ -32,7 +32,7 @@ class ChatTest(parameterized.TestCase, unittest.IsolatedAsyncioTestCase):
 
   def prompt(self, engine):
     """The newest request's prompt as text."""
-    tokenizer = fixtures.context(engine).words.tokenizer
+    tokenizer = fixtures.context(engine).known_words.tokenizer
     return tokenizer.decode(engine.requests[-1].prompt)
 
   async def test_an_answer(self):
@@ -80,9 +80,7 @@ class ChatTest(parameterized.TestCase, unittest.IsolatedAsyncioTestCase):
         for event in events[:-2]
         if event["choices"][0]["index"] == index
       ]
-      self.assertEqual(
-        pieces[0]["delta"], {"role": "assistant", "content": ""}
-      )
+      self.assertEqual(pieces[0]["delta"], {"role": "assistant", "content": ""})
       self.assertEqual(pieces[-1]["delta"], {})
       self.assertEqual(pieces[-1]["finish_reason"], "stop")
       text = "".join(p["delta"].get("content", "") for p in pieces)
@@ -92,9 +90,7 @@ class ChatTest(parameterized.TestCase, unittest.IsolatedAsyncioTestCase):
         for piece in pieces
         for entry in (piece["logprobs"] or {"content": []})["content"]
       ]
-      self.assertEqual(
-        entries, whole["choices"][index]["logprobs"]["content"]
-      )
+      self.assertEqual(entries, whole["choices"][index]["logprobs"]["content"])
     first = entries[-2]
     self.assertEqual(first["token"], "k")
     self.assertLen(first["top_logprobs"], 2)

@@ -205,9 +205,7 @@ class Run:
         stop_ids=parameters.stop_ids,
         sampling=parameters.choice_sampling(index),
         constraint=constraint,
-        num_prompt_logprobs=(
-          None if index else parameters.num_prompt_logprobs
-        ),
+        num_prompt_logprobs=(None if index else parameters.num_prompt_logprobs),
         pools=pools,
         priority=parameters.priority,
         user=parameters.user,
@@ -215,16 +213,18 @@ class Run:
         leader=leader if index else None,
       )
       words = self._context.words
-      text = words and detokenizer.Detokenizer(
-        words.vocabulary,
-        prompt.tokens,
-        stops=parameters.stops,
-        include_stop=parameters.include_stop,
-        skip_special_tokens=(
-          parameters.skip_special_tokens and not shows_special_tokens
-        ),
-        min_tokens=parameters.min_tokens,
-      )
+      text = None
+      if words is not None:
+        text = detokenizer.Detokenizer(
+          words.vocabulary,
+          prompt.tokens,
+          stops=parameters.stops,
+          include_stop=parameters.include_stop,
+          skip_special_tokens=(
+            parameters.skip_special_tokens and not shows_special_tokens
+          ),
+          min_tokens=parameters.min_tokens,
+        )
       choice = Choice(
         start + index, prompt, request, text, self._context.end_ids
       )
@@ -261,7 +261,7 @@ class Run:
       if choice is None:  # Ended by us.
         continue
       self._check(output)
-      self.step = max(self.step, output.step)
+      self.step = output.step
       if output.finish is not None:
         del self._unfinished[output.request_id]
       yield choice, output

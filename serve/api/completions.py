@@ -74,12 +74,8 @@ async def _plan(
   body: requests.Completion, context: context_lib.Context
 ) -> _Plan:
   num = 1 if body.n is None else body.n
-  candidates = num if body.best_of is None else body.best_of
-  if candidates < num:
-    raise errors.refused(
-      "best_of", f"best_of is {candidates}, but n is {num}; it cannot be less."
-    )
-  if candidates > 1 and body.best_of is not None and body.stream:
+  candidates = max(num, body.best_of or 1)
+  if (body.best_of or 1) > 1 and body.stream:
     raise errors.refused(
       "best_of",
       "best_of is known at the end, so that a stream cannot have it; leave it"
@@ -136,7 +132,7 @@ class _Answer:
     self._context = context
     self._plan = plan
     self._run = run
-    self._vocabulary = context.words and context.words.vocabulary
+    self._vocabulary = context.vocabulary
     self._created = int(time.time())
     # Of each prompt that is echoed: its text, and where its tokens are in it.
     self._echoes: dict[prompts_lib.Prompt, _Echo] = {}
@@ -175,7 +171,8 @@ class _Answer:
         used = usage.of([choice]) if running else None
         await events.send(
           self._completion(
-            [delta], usage=used if used or options.include_usage else msgspec.UNSET
+            [delta],
+            usage=used if used or options.include_usage else msgspec.UNSET,
           ),
           answers.headers(self._run.step),
         )
@@ -191,7 +188,7 @@ class _Answer:
     self,
     choices: list[responses.CompletionChoice],
     *,
-    usage: responses.Usage | None | msgspec.UnsetType,
+    usage: responses.Usage | msgspec.UnsetType | None,
   ) -> responses.Completion:
     return responses.Completion(
       id=self._run.id,

@@ -12,9 +12,7 @@ from serve.api import fixtures
 _PATH = "/v1/completions"
 
 
-class CompletionsTest(
-  parameterized.TestCase, unittest.IsolatedAsyncioTestCase
-):
+class CompletionsTest(parameterized.TestCase, unittest.IsolatedAsyncioTestCase):
   async def test_a_text_and_what_is_asked_of_the_engine(self):
     engine = fixtures.FakeEngine(fixtures.saying("Hello, 한글 world"))
     async with fixtures.serving(engine) as client:
@@ -151,15 +149,15 @@ class CompletionsTest(
     engine = fixtures.FakeEngine(script)
     async with fixtures.serving(engine) as client:
       _, body = await client.post(_PATH, prompt="a", n=2, best_of=3)
-      status, _ = await client.post(_PATH, prompt="a", n=3, best_of=2)
-      self.assertEqual(status, 400)
+      _, all_of_them = await client.post(_PATH, prompt="a", n=3, best_of=2)
+      self.assertLen(all_of_them["choices"], 3)
       status, refusal = await client.post(
         _PATH, prompt="a", best_of=2, stream=True
       )
     self.assertEqual(status, 400)
     self.assertEqual(refusal["error"]["param"], "best_of")
     texts = [choice["text"] for choice in body["choices"]]
-    vocabulary = fixtures.context(engine).words.vocabulary
+    vocabulary = fixtures.context(engine).known_words.vocabulary
     self.assertEqual(texts, [vocabulary.text(50), vocabulary.text(55)])
     self.assertEqual([c["index"] for c in body["choices"]], [0, 1])
     self.assertIsNone(body["choices"][0]["logprobs"])
@@ -275,7 +273,7 @@ class CompletionsTest(
       wanted = whole["choices"][index]
       self.assertEqual("".join(p["text"] for p in pieces), wanted["text"])
       for name, values in wanted["logprobs"].items():
-        joined = sum((piece["logprobs"][name] for piece in pieces), [])
+        joined = [v for piece in pieces for v in piece["logprobs"][name]]
         self.assertEqual(joined, values)
       reasons = [piece["finish_reason"] for piece in pieces]
       self.assertEqual(reasons, [None] * (len(pieces) - 1) + ["stop"])
@@ -310,9 +308,12 @@ class CompletionsTest(
     ({"logit_bias": {"512": 1}}, "logit_bias"),
     ({"logit_bias": {"x": 1}}, "logit_bias"),
     ({"logit_bias": {"1": 101}}, "logit_bias[...]"),
+    ({"logit_bias": {str(token): 1 for token in range(301)}}, "logit_bias"),
+    ({"repetition_penalty": 1e-46}, "repetition_penalty"),
     ({"stop": [""]}, "stop[0]"),
     ({"stop": ["a"] * 17}, "stop"),
     ({"stop_token_ids": [512]}, "stop_token_ids"),
+    ({"stop_token_ids": [*range(33)]}, "stop_token_ids"),
     ({"suffix": "x"}, "suffix"),
     ({"logprobs": 21}, "logprobs"),
     ({"unheard_of": 1}, "unheard_of"),

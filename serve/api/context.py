@@ -102,6 +102,11 @@ class Context:
   )
 
   @property
+  def vocabulary(self) -> detokenizer.Vocabulary | None:
+    """Ids to text, if the model has words."""
+    return None if self.words is None else self.words.vocabulary
+
+  @property
   def known_words(self) -> Words:
     """The model's words.
 

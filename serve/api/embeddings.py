@@ -36,9 +36,7 @@ async def create(http: web.Request) -> web.Response:
     param="input",
   )
   for prompt in prompts:
-    prompts_lib.max_tokens(
-      prompt.tokens, 0, context, usual=None, param="input"
-    )
+    prompts_lib.max_tokens(prompt.tokens, 0, context, usual=None, param="input")
   found: dict[int, np.ndarray] = {}
   with choices_lib.Run(context, http, id_=answers.new_id("embd")) as run:
     for prompt in prompts:
@@ -73,5 +71,3 @@ def _encode(vector: np.ndarray, kind: str | None) -> list[float] | str:
   if kind == "base64":
     return base64.b64encode(values.tobytes()).decode()
   return values.tolist()
-
-

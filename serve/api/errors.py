@@ -125,7 +125,7 @@ def unavailable(reason: str) -> ApiError:
 
 
 def timed_out(seconds: float) -> ApiError:
-  """The deadline came first. OpenAI's clients would ask again: they must not."""
+  """The deadline came first; OpenAI's clients are told not to ask again."""
   return ApiError(
     f"The request was not finished after {seconds:g} seconds. Ask for fewer"
     " tokens, or for more time with `timeout`, up to the server's own limit.",

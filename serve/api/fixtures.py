@@ -82,7 +82,7 @@ class FakeEngine:
   def __init__(
     self, script: Callable[[request_lib.Request], Script] | None = None
   ):
-    self.requests: list[request_lib.Request] = []
+    self.requests: list[Any] = []
     self.aborted: list[str] = []
     self.refuses: Exception | None = None
     self.script = script or counting
@@ -151,9 +151,7 @@ class FakeEngine:
         ),
       )
     if request.pools:
-      first["pooled"] = np.full(
-        EMBEDDING_SIZE, len(request.prompt), np.float32
-      )
+      first["pooled"] = np.full(EMBEDDING_SIZE, len(request.prompt), np.float32)
     for place, token in enumerate(said):
       if stopped.wait(script.seconds):
         on_output(
@@ -221,7 +219,7 @@ def counting(request: request_lib.Request) -> Script:
 
 def saying(
   text: str, *, ends: bool = True, seconds: float = 0.0
-) -> Callable[[request_lib.Request], Script]:
+) -> Callable[[Any], Script]:
   """Always this text."""
   tokenizer = tokenizer_lib.Tokenizer.load(TOKENIZER)
   tokens = tokenizer.encode_with_special_tokens(text)
@@ -245,6 +243,7 @@ def context(
   *,
   max_len: int = 4096,
   compile_seconds: float = 0.0,
+  generation: conventions.Generation | None = None,
   **config: Any,
 ) -> context_lib.Context:
   """What is served; rules take so long to compile."""
@@ -269,6 +268,7 @@ def context(
     words=words,
     end_ids=frozenset([END]),
     start=conventions.Start.TOKENIZER,
+    generation=generation or conventions.Generation(),
   )
 
 

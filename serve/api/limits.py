@@ -154,7 +154,8 @@ class _Connection(asyncio.Protocol):
     self._all_open.add(self)
     raw = transport.get_extra_info("socket")
     if raw is not None and hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux.
-      milliseconds = int(1000 * self._write_seconds)
+      # Later than our own timer: the kernel does not tell the client.
+      milliseconds = int(2000 * self._write_seconds)
       raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
     self._inner.connection_made(transport)
 

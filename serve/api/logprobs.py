@@ -39,7 +39,9 @@ def completion(
     tops.append(top)
   return responses.CompletionLogprobs(
     tokens=[text(token, vocabulary) for token in tokens],
-    token_logprobs=[e and _finite(e.logprob) for e in entries],
+    token_logprobs=[
+      None if entry is None else _finite(entry.logprob) for entry in entries
+    ],
     top_logprobs=tops,
     text_offset=list(offsets),
   )

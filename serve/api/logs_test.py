@@ -3,6 +3,7 @@
 import asyncio
 import json
 import re
+from typing import Literal
 import unittest
 
 from absl.testing import absltest
@@ -19,6 +20,7 @@ _SECRET = "sk-1234"
 
 def _trace():
   call = trace.current()
+  assert call is not None
   call.user = "key-2"
   call.traces.append(
     trace.Trace(
@@ -34,7 +36,7 @@ def _trace():
 
 
 class LogsTest(unittest.IsolatedAsyncioTestCase):
-  async def _start(self, log_format="json"):
+  async def _start(self, log_format: Literal["json", "text"] = "json"):
     self.lines = []
     self.seen = []
     self.may_end = asyncio.Event()

@@ -15,9 +15,7 @@ _FunctionName = Annotated[
 ]
 
 
-class _Struct(
-  msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
-):
+class _Struct(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
   pass
 
 

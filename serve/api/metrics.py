@@ -5,7 +5,7 @@ what they look for. What vLLM has no name for is called `cacao:`. Gauges and
 counters that the engine keeps are read when they are asked for.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 import dataclasses
 
 from aiohttp import web
@@ -130,7 +130,7 @@ class Requests:
     """
 
     def histogram(
-      name: str, text: str, buckets: Iterable[float]
+      name: str, text: str, buckets: Sequence[float]
     ) -> prometheus_client.Histogram:
       return prometheus_client.Histogram(
         f"vllm:{name}", text, (_LABEL,), buckets=buckets, registry=registry

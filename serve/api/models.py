@@ -1,7 +1,5 @@
 """GET /v1/models, /v1/models/{id} and /version: what is served."""
 
-import importlib.metadata
-
 from aiohttp import web
 
 from serve.api import answers
@@ -36,5 +34,5 @@ def _model(context: context_lib.Context) -> responses.Model:
   )
 
 
-# Cacao has no releases: what computes is JAX.
-_VERSION = f"cacao on jax {importlib.metadata.version('jax')}"
+# There are no releases yet.
+_VERSION = "unreleased"

@@ -23,7 +23,7 @@ class ModelsTest(unittest.IsolatedAsyncioTestCase):
   async def test_version(self):
     async with fixtures.serving(fixtures.FakeEngine()) as client:
       _, body = await client.get("/version")
-    self.assertIn("jax", body["version"])
+    self.assertTrue(body["version"])
 
 
 if __name__ == "__main__":

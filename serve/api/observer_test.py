@@ -1,5 +1,7 @@
 """What is seen of requests on their way to the engine and back."""
 
+from typing import Any
+
 from absl.testing import absltest
 from absl.testing import parameterized
 
@@ -38,13 +40,15 @@ class _Engine:
 
 
 class _Runner:
+  """Keeps what was called."""
+
   def __init__(self):
     self.calls = []
 
   def admit(self, slot, request, tokens):
     self.calls.append(("admit", slot, request.id, tokens))
 
-  def run(self, batch):
+  def run(self, batch) -> Any:
     self.calls.append(("run", batch))
     return "handle"
 
@@ -57,7 +61,7 @@ class ObserverTest(parameterized.TestCase):
     super().setUp()
     self.now = 100.0
     self.engine = _Engine()
-    self.inner = _Runner()
+    self.inner: Any = _Runner()
     self.metrics = metrics_lib.Metrics(health.Status())
     requests = self.metrics.serve(
       metrics_lib.Served(
@@ -181,15 +185,16 @@ class ObserverTest(parameterized.TestCase):
     self.assertEqual(self.engine.aborted, ["x"])
     self.assertEqual(self.observer.stats(), self.engine.stats())
     self.runner.set_params("params")
+    kinds: list[tuple[str, dict[str, Any]]] = [
+      ("a", {}),
+      ("b", {"drafts": (1, 2, 3)}),
+      ("c", {"num_drafts": 2}),
+    ]
     rows = [
       batch_lib.Row(
         request_id=name, slot=1, start=0, length=9, tables={}, **settings
       )
-      for name, settings in (
-        ("a", {}),
-        ("b", {"drafts": (1, 2, 3)}),
-        ("c", {"num_drafts": 2}),
-      )
+      for name, settings in kinds
     ]
     batch = batch_lib.Batch(rows=tuple(rows))
     self.assertEqual(self.runner.run(batch), "handle")

@@ -5,6 +5,7 @@ import base64
 import json
 import struct
 import threading
+from typing import Any
 
 from absl.testing import absltest
 from aiohttp import web
@@ -14,8 +15,8 @@ from serve.api import app
 from serve.api import fixtures
 from serve.api import refusals
 
-_HELLO = [{"role": "user", "content": "Hello!"}]
-_TOOL = {
+_HELLO: Any = [{"role": "user", "content": "Hello!"}]
+_TOOL: Any = {
   "type": "function",
   "function": {
     "name": "add",
@@ -60,7 +61,8 @@ class OpenaiClientTest(absltest.TestCase):
 
     self.addCleanup(stop)
     self.url = f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
-    self.client = openai.OpenAI(
+    # Its types know OpenAI's models alone.
+    self.client: Any = openai.OpenAI(
       base_url=self.url, api_key="x", max_retries=2, timeout=20
     )
     self.addCleanup(self.client.close)
@@ -92,9 +94,7 @@ class OpenaiClientTest(absltest.TestCase):
     self.assertGreater(parsed.usage.prompt_tokens_details.cached_tokens, 0)
     # What was answered can be sent back as it is.
     messages = [*_HELLO, choice.message, *_HELLO]
-    self.client.chat.completions.create(
-      model=fixtures.MODEL, messages=messages
-    )
+    self.client.chat.completions.create(model=fixtures.MODEL, messages=messages)
 
   def test_stream(self):
     chunks = list(
@@ -232,6 +232,7 @@ class OpenaiClientTest(absltest.TestCase):
 
   def test_async(self):
     async def ask():
+      client: Any
       async with openai.AsyncOpenAI(
         base_url=self.url, api_key="x", timeout=20
       ) as client:

@@ -155,9 +155,7 @@ def _event(data: list[dict[str, str]]) -> dict[str, Any]:
   }
 
 
-def _limit(
-  components: dict[str, Any], context: context_lib.Context
-) -> None:
+def _limit(components: dict[str, Any], context: context_lib.Context) -> None:
   """Writes this server's limits to where the structs have left room."""
   limits: dict[str, Callable[[dict[str, Any]], Any]] = {
     "ModelName": lambda s: s.update(enum=[context.model_name]),
@@ -193,8 +191,10 @@ def _template_limits(
   context: context_lib.Context,
 ) -> dict[str, Callable[[dict[str, Any]], Any]]:
   """What the chat template does not ask for cannot be given."""
-  templates = context.words and context.words.prompts.templates
-  if not templates or not templates.sources:
+  if context.words is None:
+    return {}
+  templates = context.words.prompts.templates
+  if not templates.sources:
     return {}
   known = templates.variables() | templates.variables(has_tools=True)
   limits: dict[str, Callable[[dict[str, Any]], Any]] = {
@@ -271,9 +271,7 @@ def _add_conditions(
 
 def _one_of(names: Sequence[str]) -> list[dict[str, list[Any]]]:
   """Of these fields, one can be given."""
-  return [
-    {name: [None] for name in names if name != given} for given in names
-  ]
+  return [{name: [None] for name in names if name != given} for given in names]
 
 
 def _given(values: dict[str, list[Any]]) -> dict[str, Any]:

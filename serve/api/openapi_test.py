@@ -9,6 +9,7 @@ from absl.testing import absltest
 from absl.testing import parameterized
 from aiohttp import web
 import msgspec
+from schemathesis import cli
 
 from serve.api import app
 from serve.api import fixtures
@@ -58,7 +59,7 @@ class OpenapiTest(parameterized.TestCase):
     port = self.serve()
     program = (
       "import sys\n"
-      "from schemathesis.cli import schemathesis\n"
+      f"from {cli.__name__} import schemathesis\n"
       "sys.exit(schemathesis())\n"
     )
     url = f"http://127.0.0.1:{port}/openapi.json"

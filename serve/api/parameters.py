@@ -1,4 +1,4 @@
-"""What a request for text asks of the engine, checked: how tokens are chosen."""
+"""What a request for text asks of the engine: how tokens are chosen."""
 
 import dataclasses
 import hashlib

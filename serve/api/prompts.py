@@ -1,6 +1,7 @@
 """Prompts of requests to token ids that fit into the context."""
 
 import dataclasses
+from typing import Any
 
 from serve import conventions
 from serve.api import context as context_lib
@@ -37,7 +38,7 @@ async def encode(
   Raises:
     errors.ApiError: They are mixed, or ids are not the model's.
   """
-  items = [given] if isinstance(given, str) else list(given)
+  items: list[Any] = [given] if isinstance(given, str) else list(given)
   if all(isinstance(item, int) for item in items):
     items = [items]
   if len(items) > context.config.max_choices:

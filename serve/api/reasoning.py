@@ -33,7 +33,9 @@ class Reader:
     self._held += text
     if self._may_think:
       stripped = self._held.lstrip(_SPACE)
-      if _OPEN.startswith(stripped[: len(_OPEN)]) and len(stripped) < len(_OPEN):
+      if _OPEN.startswith(stripped[: len(_OPEN)]) and len(stripped) < len(
+        _OPEN
+      ):
         return "", ""
       self._may_think = False
       if stripped.startswith(_OPEN):

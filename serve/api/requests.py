@@ -1,7 +1,7 @@
 """Bodies of requests: every field that is known, and what it may be.
 
 A field that is not here is refused by name. One whose type is None, or an
-`only` field, is known to OpenAI's clients, but may only ask for what is done
+`Only` field, is known to OpenAI's clients, but may only ask for what is done
 anyway. null is as if a field were left out.
 """
 
@@ -11,7 +11,6 @@ import msgspec
 
 from serve.api import fields
 from serve.api import messages as messages_lib
-
 
 # In JSON, all of these are one list: what is mixed in it is found out later.
 Prompt = Annotated[
@@ -44,9 +43,7 @@ _Choices = Annotated[
 ]
 
 
-class Body(
-  msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
-):
+class Body(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
   """Of any request."""
 
 
@@ -61,7 +58,7 @@ class StreamOptions(Body, kw_only=True):
 
   include_usage: bool | None = None
   continuous_usage_stats: bool | None = None
-  include_obfuscation: fields.only(bool | None, False) = None
+  include_obfuscation: fields.OnlyFalse = None
 
 
 class TextFormat(Body, kw_only=True, tag="text"):
@@ -168,7 +165,9 @@ class Generation(Body, kw_only=True):
   presence_penalty: fields.Penalty | None = None
   frequency_penalty: fields.Penalty | None = None
   repetition_penalty: fields.RepetitionPenalty | None = None
-  logit_bias: dict[_TokenKey, _Bias] | None = None
+  logit_bias: (
+    Annotated[dict[_TokenKey, _Bias], msgspec.Meta(max_length=300)] | None
+  ) = None
   seed: fields.Seed | None = None
   stop: (
     fields.Stop
@@ -177,7 +176,7 @@ class Generation(Body, kw_only=True):
   ) = None
   include_stop_str_in_output: bool | None = None
   stop_token_ids: (
-    Annotated[list[fields.TokenId], msgspec.Meta(max_length=64)] | None
+    Annotated[list[fields.TokenId], msgspec.Meta(max_length=32)] | None
   ) = None
   ignore_eos: bool | None = None
   min_tokens: fields.Count | None = None
@@ -185,9 +184,9 @@ class Generation(Body, kw_only=True):
   add_special_tokens: bool | None = None
   prompt_logprobs: fields.NumLogprobs | None = None
   return_token_ids: bool | None = None
-  response_format: (
-    TextFormat | JsonObjectFormat | JsonSchemaFormat | None
-  ) = None
+  response_format: TextFormat | JsonObjectFormat | JsonSchemaFormat | None = (
+    None
+  )
   structured_outputs: StructuredOutputs | None = None
   guided_json: Schema | None = None
   guided_regex: _Regex | None = None
@@ -196,9 +195,9 @@ class Generation(Body, kw_only=True):
   priority: fields.Priority | None = None
   user: fields.Label | None = None
   timeout: fields.Seconds | None = None
-  use_beam_search: fields.only(bool | None, False) = None
-  length_penalty: fields.only(float | None, 1.0) = None
-  spaces_between_special_tokens: fields.only(bool | None, True) = None
+  use_beam_search: fields.OnlyFalse = None
+  length_penalty: fields.OnlyOne = None
+  spaces_between_special_tokens: fields.OnlyTrue = None
   truncate_prompt_tokens: None = None
   allowed_token_ids: None = None
   bad_words: Annotated[list[str], msgspec.Meta(max_length=0)] | None = None
@@ -211,7 +210,7 @@ class Completion(Generation, kw_only=True):
   Attributes:
     prompt: A text, several, token ids, or several lists of them.
     max_tokens: Of each answer; 16 if it is not given.
-    best_of: So many answers are made; the `n` likeliest are given.
+    best_of: So many answers are made, at least `n`; the likeliest are given.
     echo: The prompt is part of the answer.
     logprobs: Log-probabilities, and of so many of the likeliest tokens.
     suffix: Not done.
@@ -266,7 +265,7 @@ class Chat(Generation, kw_only=True):
   """
 
   messages: Annotated[list[messages_lib.Message], msgspec.Meta(min_length=1)]
-  add_special_tokens: fields.only(bool | None, False) = None
+  add_special_tokens: fields.OnlyFalse = None
   max_tokens: fields.PositiveNumTokens | None = None
   max_completion_tokens: fields.PositiveNumTokens | None = None
   logprobs: bool | None = None
@@ -291,7 +290,7 @@ class Chat(Generation, kw_only=True):
   ) = None
   include_reasoning: bool | None = None
   chat_template: None = None
-  echo: fields.only(bool | None, False) = None
+  echo: fields.OnlyFalse = None
   audio: None = None
   function_call: None = None
   functions: None = None
@@ -299,9 +298,7 @@ class Chat(Generation, kw_only=True):
     Annotated[dict[str, fields.Label], msgspec.Meta(max_length=16)] | None
   ) = None
   modalities: (
-    Annotated[
-      list[Literal["text"]], msgspec.Meta(min_length=1, max_length=1)
-    ]
+    Annotated[list[Literal["text"]], msgspec.Meta(min_length=1, max_length=1)]
     | None
   ) = None
   moderation: None = None
@@ -311,7 +308,7 @@ class Chat(Generation, kw_only=True):
   prompt_cache_retention: Literal["in_memory"] | None = None
   safety_identifier: fields.Label | None = None
   service_tier: Literal["auto", "default"] | None = None
-  store: fields.only(bool | None, False) = None
+  store: fields.OnlyFalse = None
   verbosity: None = None
   web_search_options: None = None
 

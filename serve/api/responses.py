@@ -46,7 +46,7 @@ class CompletionLogprobs(_Struct, kw_only=True):
   """Of a completion's tokens.
 
   Attributes:
-    tokens: As text; `bytes:\\x..` if it is not whole characters.
+    tokens: As text; `bytes:` and hex if it is not whole characters.
     token_logprobs: null for the prompt's first.
     top_logprobs: The likeliest, and the token itself.
     text_offset: Characters of `text` before each.
@@ -80,7 +80,7 @@ class Completion(_Struct, kw_only=True):
   model: str
   system_fingerprint: str
   choices: list[CompletionChoice]
-  usage: Usage | None | UnsetType = UNSET
+  usage: Usage | UnsetType | None = UNSET
 
 
 class TopLogprob(_Struct, kw_only=True):
@@ -186,7 +186,7 @@ class ChatChunkChoice(_Struct, kw_only=True):
   delta: Delta
   logprobs: ChatLogprobs | None
   finish_reason: ChatFinish | None
-  stop_reason: str | int | None | UnsetType = UNSET
+  stop_reason: str | int | UnsetType | None = UNSET
   token_ids: list[int] | UnsetType = UNSET
 
 
@@ -199,7 +199,7 @@ class ChatChunk(_Struct, kw_only=True):
   model: str
   system_fingerprint: str
   choices: list[ChatChunkChoice]
-  usage: Usage | None | UnsetType = UNSET
+  usage: Usage | UnsetType | None = UNSET
   service_tier: Literal["default"] = "default"
   prompt_logprobs: PromptLogprobs | UnsetType = UNSET
   prompt_token_ids: list[int] | UnsetType = UNSET

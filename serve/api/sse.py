@@ -46,7 +46,9 @@ class Events:
     Raises:
       ConnectionError: Nobody reads.
     """
-    await self._write(b"data: " + self._encoder.encode(event) + b"\n\n", headers)
+    await self._write(
+      b"data: " + self._encoder.encode(event) + b"\n\n", headers
+    )
 
   async def finish(self) -> None:
     """Says that this was all."""

@@ -15,13 +15,13 @@ class TokensTest(parameterized.TestCase, unittest.IsolatedAsyncioTestCase):
       for case in _GOLDEN["encode"][:20]:
         status, body = await client.post("/tokenize", prompt=case["text"])
         self.assertEqual(status, 200)
-        self.assertEqual(body["tokens"], case["ids_special"])
+        self.assertEqual(body["tokens"], case["ids"])
         self.assertEqual(body["count"], len(body["tokens"]))
         self.assertEqual(body["max_model_len"], 4096)
         _, body = await client.post(
           "/tokenize", prompt=case["text"], add_special_tokens=False
         )
-        self.assertEqual(body["tokens"], case["ids"])
+        self.assertEqual(body["tokens"], case["ids_no_special"])
 
   async def test_names_and_messages(self):
     async with fixtures.serving(fixtures.FakeEngine()) as client:
@@ -55,8 +55,11 @@ class TokensTest(parameterized.TestCase, unittest.IsolatedAsyncioTestCase):
   @parameterized.parameters(
     ("/tokenize", {}, "prompt"),
     ("/tokenize", {"prompt": "a", "messages": [{}]}, "messages[0].role"),
-    ("/tokenize", {"prompt": "a", "add_generation_prompt": True},
-     "add_generation_prompt"),
+    (
+      "/tokenize",
+      {"prompt": "a", "add_generation_prompt": True},
+      "add_generation_prompt",
+    ),
     ("/detokenize", {"tokens": [512]}, "tokens"),
     ("/detokenize", {"tokens": [-1]}, "tokens[0]"),
     ("/detokenize", {}, "tokens"),

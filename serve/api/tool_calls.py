@@ -74,8 +74,7 @@ class Reader:
     self._has_args = kind is tool_formats.Format.MISTRAL_ARGS
     self._id_length = (
       9
-      if kind
-      in (tool_formats.Format.MISTRAL, tool_formats.Format.MISTRAL_ARGS)
+      if kind in (tool_formats.Format.MISTRAL, tool_formats.Format.MISTRAL_ARGS)
       else 24
     )
     self._held = ""
@@ -124,12 +123,12 @@ class Reader:
     stripped = self._held.lstrip(_SPACE)
     if self._is_start and not stripped:
       return False
-    if self._is_start and not self._marks.closing and stripped[0] in "{[":
-      if not (opening and (opening.startswith(stripped[:1]))):
-        self._opened = self._held[: len(self._held) - len(stripped)]
-        self._held = stripped
-        self._is_inside = True
-        return True
+    begins = "{" if opening.startswith("[") else "{["
+    if self._is_start and not self._marks.closing and stripped[0] in begins:
+      self._opened = self._held[: len(self._held) - len(stripped)]
+      self._held = stripped
+      self._is_inside = True
+      return True
     before, found, after = (
       self._held.partition(opening) if opening else (self._held, "", "")
     )

@@ -120,9 +120,15 @@ class ToolCallsTest(parameterized.TestCase):
     self.assertEqual(json.loads("".join(pieces))["a"], 1)
 
   def test_ids(self):
-    for kind, pattern in ((_F.MISTRAL, "^[a-zA-Z0-9]{9}$"), (_F.JSON, "^call_")):
+    for kind, pattern in (
+      (_F.MISTRAL, "^[a-zA-Z0-9]{9}$"),
+      (_F.JSON, "^call_"),
+    ):
       reader = tool_calls.Reader(kind, _NAMES, is_parallel=True)
-      (start, _) = reader.push(_ADD if kind is _F.JSON else f"[TOOL_CALLS]{_ADD}")
+      (start, _) = reader.push(
+        _ADD if kind is _F.JSON else f"[TOOL_CALLS]{_ADD}"
+      )
+      assert isinstance(start, tool_calls.Start)
       self.assertRegex(start.id, pattern)
 
 

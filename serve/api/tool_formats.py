@@ -1,13 +1,13 @@
-"""How models write that they call a tool: found out from the chat template.
+r"""How models write that they call a tool: found out from the chat template.
 
-  HERMES    <tool_call>\\n{"name": ..., "arguments": {...}}\\n</tool_call>
+  HERMES    <tool_call>\n{"name": ..., "arguments": {...}}\n</tool_call>
   MISTRAL   [TOOL_CALLS][{"name": ..., "arguments": {...}}, ...]
   MISTRAL_ARGS  [TOOL_CALLS]name[ARGS]{...}, and so on
   LLAMA     {"name": ..., "parameters": {...}}; {...}
   JSON      {"name": ..., "arguments": {...}}, or a list of these
 
-What must be called, a grammar enforces; what may be called and has to follow
-its schema (`strict`), one as well, where the format has a mark at its beginning.
+What must be called, a grammar enforces. What may be called and has to follow
+its schema (`strict`), one does as well, if the format begins with a mark.
 """
 
 from collections.abc import Callable, Sequence
@@ -151,7 +151,7 @@ def allowed(
     llguidance.StructTag(
       # With its last letter it would be a special token, which it is not.
       trigger=marks.opening[:-1],
-      begin=f'{marks.opening}\n{{"name": {quoted(function.name)}, "arguments": ',
+      begin=f'{marks.opening}\n{{"name": "{function.name}", "arguments": ',
       grammar={
         **(function.parameters or _ANY_OBJECT),
         "x-guidance": _JSON_STYLE | {"lenient": not function.strict},
@@ -164,20 +164,20 @@ def allowed(
 
 
 def _call(function: messages_lib.Function, arguments: str) -> dict[str, Any]:
+  schema = function.parameters or _ANY_OBJECT
   return {
     "type": "object",
     "properties": {
       "name": {"const": function.name},
-      arguments: function.parameters or _ANY_OBJECT,
+      # With an id, it is where its references (`#/$defs/...`) begin.
+      arguments: {"$id": f"urn:function:{function.name}", **schema},
     },
     "required": ["name", arguments],
     "additionalProperties": False,
   }
 
 
-def json_rule(
-  schema: Any, *, is_strict: bool, is_spaced: bool = True
-) -> str:
+def json_rule(schema: Any, *, is_strict: bool, is_spaced: bool = True) -> str:
   """The right side of a Lark rule for JSON of a schema.
 
   Args:

@@ -101,7 +101,7 @@ _CALL: contextvars.ContextVar[Call | None] = contextvars.ContextVar(
 )
 
 
-def begin(call: Call) -> None:
+def begin(call: Call | None) -> None:
   """Makes it the current call of this task and of those that it starts."""
   _CALL.set(call)
 

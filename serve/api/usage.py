@@ -10,6 +10,7 @@ def of(choices: Iterable[choices_lib.Choice]) -> responses.Usage:
   """Of some answers. A prompt counts once, however many answer it."""
   choices = list(choices)
   leaders = [choice for choice in choices if choice.request.leader is None]
+  leaders = leaders or choices[:1]
   prompt = sum(len(choice.request.prompt) for choice in leaders)
   completion = sum(len(choice.tokens) for choice in choices)
   return responses.Usage(

@@ -4,7 +4,7 @@ A subprocess of `serve.main` with a tiny random model, a tokenizer that was
 trained on a few texts and a chat template with tools. What it computes, `Model`
 computes again: the plain forward pass over a whole text, without a cache.
 
-Dims: T tokens of a text, V vocabulary.
+Dims: B batch, T tokens of a text, D model, V vocabulary.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,7 +16,6 @@ import os
 import pathlib
 import queue
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -26,7 +25,6 @@ from typing import Any
 import urllib.parse
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 import numpy as np
 
@@ -102,21 +100,27 @@ class Model:
     """Ids of a text to be continued; it follows the end of another."""
     return [self.tokenizer.eos_id, *self.tokenizer.encode(text)]
 
+  def text(self, tokens: Sequence[int]) -> str:
+    """Of ids; special tokens are none of it."""
+    special = len(tokenizer_lib.SPECIAL_TOKENS)
+    return self.tokenizer.decode([t for t in tokens if t >= special])
+
   def logprobs(self, tokens: Sequence[int]) -> Float[np.ndarray, "T V"]:
     """Of the token that comes after each.
 
     Args:
       tokens: T ids, at least one.
     """
-    # Few lengths are compiled.
-    padded = np.zeros(64 * -(-len(tokens) // 64), np.int32)
-    padded[: len(tokens)] = tokens
-    return np.asarray(self._forward(padded[None]))[0, : len(tokens)]
+    return self._run(tokens)[1]
+
+  def hidden(self, tokens: Sequence[int]) -> Float[np.ndarray, "T D"]:
+    """Final hidden states of T ids."""
+    return self._run(tokens)[0]
 
   def score(
     self, prompt: Sequence[int], continuation: Sequence[int]
   ) -> tuple[float, bool]:
-    """The log-probability of a continuation, and whether it is the likeliest."""
+    """Log-probability of a continuation, and whether it is the likeliest."""
     rows = self.logprobs([*prompt, *continuation])[len(prompt) - 1 : -1]
     picked = rows[np.arange(len(continuation)), list(continuation)]
     greedy = bool(np.all(rows.argmax(axis=-1) == np.array(continuation)))
@@ -134,8 +138,20 @@ class Model:
         break
     return tokens[len(prompt) :]
 
+  def _run(
+    self, tokens: Sequence[int]
+  ) -> tuple[Float[np.ndarray, "T D"], Float[np.ndarray, "T V"]]:
+    """Hidden states and log-probabilities."""
+    # Few lengths are compiled.
+    padded = np.zeros((1, 64 * -(-len(tokens) // 64)), np.int32)
+    padded[0, : len(tokens)] = tokens
+    hidden, logprobs = self._forward(padded)
+    return hidden[0, : len(tokens)], logprobs[0, : len(tokens)]
+
   @functools.cached_property
-  def _forward(self) -> Callable[[Any], Float[Array, "B T V"]]:
+  def _forward(
+    self,
+  ) -> Callable[[Int[np.ndarray, "B T"]], tuple[np.ndarray, np.ndarray]]:
     mesh = sharding.make_mesh(sharding.MeshConfig(), jax.devices()[:1])
     bundle = checkpoint.load(checkpoint.find(self.workdir), mesh)
     graphdef, _ = transformer.abstract(
@@ -143,11 +159,14 @@ class Model:
     )
 
     @jax.jit
-    def forward(tokens: Int[Array, "B T"]) -> Float[Array, "B T V"]:
+    def forward(
+      tokens: Int[Array, "B T"],
+    ) -> tuple[Float[Array, "B T D"], Float[Array, "B T V"]]:
       model = transformer.bind(graphdef, bundle.params)
-      return jax.nn.log_softmax(model.logits(model(tokens).hidden), axis=-1)
+      hidden = model(tokens).hidden
+      return hidden, jax.nn.log_softmax(model.logits(hidden), axis=-1)
 
-    return lambda tokens: forward(jnp.asarray(tokens))
+    return lambda tokens: jax.device_get(forward(tokens))
 
 
 class Server:
@@ -293,7 +312,8 @@ class Server:
     while True:
       figures = self.figures()
       busy = [
-        figures[f"vllm:num_requests_{state}"] for state in ("running", "waiting")
+        figures[f"vllm:num_requests_{state}"]
+        for state in ("running", "waiting")
       ]
       if not any(busy):
         return
@@ -306,49 +326,3 @@ def environment() -> dict[str, str]:
   """For a subprocess that finds the modules that this one does."""
   path = os.pathsep.join(path for path in sys.path if path)
   return os.environ | {"PYTHONPATH": path}
-
-
-def npm_packages(package: pathlib.Path, cache: pathlib.Path) -> pathlib.Path:
-  """Installs a folder's package-lock.json once, with the user's settings.
-
-  Args:
-    package: The folder. npm checks what it downloads against the lock.
-    cache: For installed packages.
-
-  Returns:
-    The folder with `node_modules`.
-
-  Raises:
-    RuntimeError: There is no npm, or it could not install them.
-  """
-  lock = (package / "package-lock.json").read_bytes()
-  target = cache / package.name
-  kept = target / "package-lock.json"
-  if kept.is_file() and kept.read_bytes() == lock:
-    return target
-  npm = shutil.which("npm")
-  if npm is None:
-    raise RuntimeError(
-      "No npm on PATH: the client is an npm package. Fix: install Node.js;"
-      " Debian: apt-get install npm"
-    )
-  work = target.with_name(f"{target.name}.{os.getpid()}")
-  shutil.rmtree(work, ignore_errors=True)
-  work.mkdir(parents=True)
-  shutil.copy(package / "package.json", work)
-  (work / "package-lock.json").write_bytes(lock)
-  made = subprocess.run(
-    [npm, "ci", "--no-audit", "--no-fund", "--ignore-scripts"],
-    cwd=work,
-    capture_output=True,
-    text=True,
-  )
-  if made.returncode:
-    shutil.rmtree(work)
-    raise RuntimeError(
-      f"npm could not install {package.name}:\n{made.stderr}"
-      "Fix: check npm's registry and proxy with `npm config list`."
-    )
-  shutil.rmtree(target, ignore_errors=True)
-  work.rename(target)
-  return target
