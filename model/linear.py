@@ -109,7 +109,18 @@ def take(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _project(spec: str, x: jax.Array, weight: jax.Array) -> jax.Array:
-  return jnp.einsum(spec, x, weight.astype(x.dtype))
+  return jnp.einsum(_in_order(spec), x, weight.astype(x.dtype))
+
+
+def _in_order(spec: str) -> str:
+  """`spec` with summed letters renamed to ascend as the weight has them.
+
+  einsum sums over letters in alphabetical order, and where that is not how they
+  lie in the weight (o_NHD), XLA for CPUs copies the weight first.
+  """
+  _, weight_dims, out_dims = _dims(spec)
+  summed = "".join(d for d in weight_dims if d not in out_dims)
+  return spec.translate(str.maketrans(summed, "".join(sorted(summed))))
 
 
 def _forward(spec, x, weight):

@@ -1,4 +1,5 @@
 import ast
+import functools
 import pathlib
 from unittest import mock
 
@@ -68,8 +69,10 @@ class LinearTest(parameterized.TestCase):
     x, weight, cotangent = operands(spec, *dtypes)
     value, vjp = jax.vjp(lambda x, w: linear.project(spec, x, w), x, weight)
     wanted, wanted_vjp = jax.vjp(lambda x, w: plain(spec, x, w), x, weight)
-    np.testing.assert_array_equal(value, wanted)
-    for got, want in zip(vjp(cotangent), wanted_vjp(cotangent), strict=True):
+    pairs = zip(
+      (value, *vjp(cotangent)), (wanted, *wanted_vjp(cotangent)), strict=True
+    )
+    for got, want in pairs:
       self.assertEqual(got.dtype, want.dtype)
       # The sums are the same, in another order: float32 noise, and in
       # bfloat16 at most a step of the rounded result (8 bits).
@@ -81,6 +84,19 @@ class LinearTest(parameterized.TestCase):
         rtol=tolerance,
         atol=tolerance * float(jnp.abs(want).max()),
       )
+
+  def test_a_weight_is_not_copied(self):
+    spec, (length, heads, width, dim) = "BTNH,NHD->BTD", (4, 16, 32, 64)
+    x = jax.ShapeDtypeStruct((1, length, heads, width), jnp.float32)
+    weight = jax.ShapeDtypeStruct((heads, width, dim), jnp.float32)
+
+    def temp_bytes(product):
+      compiled = jax.jit(functools.partial(product, spec)).lower(x, weight)
+      return compiled.compile().memory_analysis().temp_size_in_bytes
+
+    num_bytes = 4 * heads * width * dim
+    self.assertGreaterEqual(temp_bytes(plain), num_bytes)
+    self.assertLess(temp_bytes(linear.project), num_bytes)
 
   def test_weight_gradient_has_no_transpose(self):
     spec = "BTD,DF->BTF"

@@ -1,9 +1,9 @@
 """The same model with every layer in a group of its own: for serving.
 
 A scan over stacked layers takes a slice of every weight, and of every layer's
-cache, and puts the cache back: copies that cost a decoding CPU as much as the
-layer itself. Unrolled, each layer's arrays are separate; nothing is copied, and
-a donated cache is updated in place. Compile time grows with depth instead.
+cache, and puts the cache back: copies that cost a decoding CPU more than the
+layers themselves (README.md). Unrolled, each layer's arrays are separate, and a
+donated cache is updated in place. Compile time grows with depth instead.
 
   config = unrolled.config(trained)
   params = unrolled.params(params, trained)

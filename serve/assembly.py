@@ -7,9 +7,11 @@ from collections.abc import Callable, Sequence
 import dataclasses
 import functools
 import pathlib
+from typing import Literal
 
 import jax
 
+from model import checkpoint
 from model import decode
 from model import sharding
 from model import transformer
@@ -76,15 +78,27 @@ def load(
     ValueError: It cannot be served.
     CorruptCheckpointError: It is damaged.
   """
+  if not checkpoints.is_foreign(path):
+    # Of a run that goes on, the same step for all.
+    path = checkpoint.find(path)
   return [
     checkpoints.load(
       path,
       mesh=mesh,
-      compute_dtype=config.compute_dtype,
+      compute_dtype=compute_dtype(config),
       import_folder=import_folder,
     )
     for mesh in make_meshes(config.mesh)
   ]
+
+
+def compute_dtype(
+  config: config_lib.RunnerConfig,
+) -> Literal["float32", "bfloat16"]:
+  """Of activations, on the devices that are there."""
+  if config.compute_dtype != "auto":
+    return config.compute_dtype
+  return "float32" if jax.default_backend() == "cpu" else "bfloat16"
 
 
 def assemble(

@@ -2,14 +2,12 @@
 
 Of a model in this process, the engine without HTTP:
 
-  bazel run -c opt //serve:benchmark -- --random=100m --clients=8 \
-      --config=serve/configs/cpu.py
+  bazel run -c opt //serve:benchmark -- --random=100m --clients=8
 
 Of a server that runs, HTTP included:
 
   bazel run -c opt //serve:benchmark -- --random=100m --write=/tmp/random
-  bazel run -c opt //serve:decode_server -- --checkpoint=/tmp/random \
-      --config=serve/configs/cpu.py
+  bazel run -c opt //serve:decode_server -- --checkpoint=/tmp/random
   bazel run -c opt //serve:benchmark -- --url=http://127.0.0.1:8000 \
       --model=random-100m --clients=8
 
@@ -97,7 +95,7 @@ def measure(config: config_lib.ServeConfig) -> dict[str, Any]:
     "model": models[0].name,
     "device": jax.devices()[0].device_kind,
     "num_devices": jax.device_count(),
-    "compute_dtype": config.runner.compute_dtype,
+    "compute_dtype": models[0].execution.compute_dtype,
     "weights": config.runner.weights,
     "cache": config.runner.cache,
     "speculation": speculation.method,
@@ -164,7 +162,9 @@ def _describe(workload: workload_lib.Workload) -> dict[str, Any]:
 def _load(config: config_lib.ServeConfig) -> list[checkpoints.Model]:
   if _RANDOM.value:
     return [
-      random_model.make(_RANDOM.value, mesh, config.runner.compute_dtype)
+      random_model.make(
+        _RANDOM.value, mesh, assembly.compute_dtype(config.runner)
+      )
       for mesh in assembly.make_meshes(config.runner.mesh)
     ]
   if not _CHECKPOINT.value:
@@ -208,4 +208,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-  command_line.run(main, default_config="serve/configs/default.py")
+  command_line.run(main)

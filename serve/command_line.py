@@ -8,6 +8,7 @@ user gives are meant relative to that.
 from collections.abc import Callable
 import logging as python_logging
 import os
+import pathlib
 import sys
 from typing import NoReturn
 
@@ -17,6 +18,9 @@ from absl import logging
 import ml_collections
 
 from serve import config as config_lib
+
+_TREE = pathlib.Path(__file__).parent.parent
+_DEFAULT_CONFIG = "serve/configs/default.py"
 
 
 def user_directory() -> str:
@@ -32,47 +36,42 @@ def user_path(path: str) -> str:
 def resolve_config_path(argument: str) -> str:
   """`--config=PATH[:ARG]` with the path made absolute where it exists.
 
-  The user's directory comes first, then the one we were started in (the
-  runfiles, which hold the tree's own config files).
+  The user's directory comes first, then the tree that this file is in, with its
+  own config files.
   """
   name, separator, value = argument.partition("=")
   if name.lstrip("-") != "config" or not separator:
     return argument
   path, colon, rest = value.partition(":")
-  for candidate in (user_path(path), os.path.abspath(path)):
+  for candidate in (user_path(path), str(_TREE / path)):
     if os.path.exists(candidate):
       return f"{name}={candidate}{colon}{rest}"
   return argument
 
 
-def add_default_config(arguments: list[str], default: str) -> list[str]:
-  """The arguments, with --config if it is not there.
+def put_config_first(arguments: list[str]) -> list[str]:
+  """The arguments with --config before its overrides, as ml_collections wants.
 
-  A default of the flag itself would be read, and overrides with it, while flags
-  are defined: where a mistake cannot be explained.
+  The default is put there, too: as that of the flag it would be read, and
+  overrides with it, while flags are defined, where a mistake cannot be
+  explained.
   """
-  names = [argument.partition("=")[0] for argument in arguments]
-  if "--config" in names or "-config" in names:
-    return arguments
-  return [f"--config={default}", *arguments]
+  for at, argument in enumerate(arguments):
+    name, has_value, value = argument.partition("=")
+    if name in ("--config", "-config"):
+      end = at + (1 if has_value else 2)
+      value = value if has_value else "".join(arguments[at + 1 : end])
+      return [f"--config={value}", *arguments[:at], *arguments[end:]]
+  return [f"--config={_DEFAULT_CONFIG}", *arguments]
 
 
-def run(
-  main: Callable[[list[str]], None], *, default_config: str = ""
-) -> NoReturn:
+def run(main: Callable[[list[str]], None]) -> NoReturn:
   """Runs `main` under absl; a bad setting or flag ends in one line, code 1.
 
   Args:
     main: Gets what is left of the arguments.
-    default_config: Of --config; empty: none.
   """
-  arguments = sys.argv[1:]
-  for flag in ("--config", "-config"):
-    if flag in arguments[:-1]:  # `--config PATH` is `--config=PATH`.
-      at = arguments.index(flag)
-      arguments[at : at + 2] = ["=".join(arguments[at : at + 2])]
-  if default_config:
-    arguments = add_default_config(arguments, default_config)
+  arguments = put_config_first(sys.argv[1:])
   argv = [sys.argv[0], *map(resolve_config_path, arguments)]
   app.run(main, argv=argv, flags_parser=_parse)
 

@@ -20,7 +20,7 @@ def main(argv):
     command_line.fail(error)
   print(config.runner.max_rows, config.runner.compute_dtype)
 
-command_line.run(main, default_config="serve/configs/default.py")
+command_line.run(main)
 """
 
 
@@ -49,18 +49,22 @@ class CommandLineTest(absltest.TestCase):
     self.assertEqual(resolve("--config=not.py"), "--config=not.py")
     self.assertEqual(resolve("--config.own.py=1"), "--config.own.py=1")
 
-  def test_a_default_is_added_once(self):
-    add = command_line.add_default_config
-    self.assertEqual(add(["--a"], "x"), ["--config=x", "--a"])
-    for given in ("--config=y", "-config=y", "--config"):
-      self.assertEqual(add([given], "x"), [given])
-    self.assertLen(add(["--config.a=1"], "x"), 2)
+  def test_the_config_comes_first(self):
+    first = command_line.put_config_first
+    default = "--config=serve/configs/default.py"
+    self.assertEqual(first(["--a"]), [default, "--a"])
+    self.assertEqual(first(["--config.a=1"]), [default, "--config.a=1"])
+    for given in (["--config=y"], ["-config=y"], ["--config", "y"]):
+      self.assertEqual(
+        first(["--config.a=1", *given, "--b"]),
+        ["--config=y", "--config.a=1", "--b"],
+      )
 
   def test_settings(self):
     done = _run(
-      "--config", "serve/configs/cpu.py", "--config.runner.max_rows=5"
+      "--config", "serve/configs/default.py", "--config.runner.max_rows=5"
     )
-    self.assertEqual(done.stdout.split(), ["5", "float32"], done.stderr)
+    self.assertEqual(done.stdout.split(), ["5", "auto"], done.stderr)
 
   def test_mistakes_end_in_one_line(self):
     for argument, message in (

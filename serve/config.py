@@ -39,7 +39,7 @@ class RunnerConfig:
   """How the model is computed.
 
   Attributes:
-    compute_dtype: Of activations.
+    compute_dtype: Of activations; `auto`: float32 on a CPU, bfloat16 elsewhere.
     weights: `int8` stores matrices in 8 bits with a scale per output channel.
     cache: `int8` stores keys and values in 8 bits with a scale per head.
     mesh: Of one replica; `data` is the number of replicas.
@@ -54,7 +54,7 @@ class RunnerConfig:
     compilation_cache: Folder in which compiled programs are kept; empty: none.
   """
 
-  compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"
+  compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
   weights: Literal["none", "int8"] = "none"
   cache: Literal["compute_dtype", "int8"] = "compute_dtype"
   mesh: sharding.MeshConfig = sharding.MeshConfig()

@@ -211,4 +211,4 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
   flags.mark_flag_as_required("checkpoint")
-  command_line.run(main, default_config="serve/configs/default.py")
+  command_line.run(main)

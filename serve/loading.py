@@ -60,7 +60,7 @@ class Loader:
     # The runner takes the parameters.
     shardings = [jax.tree.map(_sharding, m.params) for m in models]
     name = self.config.api.model_name or model.name
-    words = make_words(model)
+    words = make_words(model, max_rule_bytes=self.config.api.max_schema_bytes)
     watched: list[observer.Runner] = []
     requests: list[metrics_lib.Requests] = []
 
@@ -140,7 +140,9 @@ class Loader:
       "block_size": str(runner.page_size),
       "num_gpu_blocks": str(num_pages),
       "cache_dtype": (
-        config.compute_dtype if config.cache == "compute_dtype" else "int8"
+        assembly.compute_dtype(config)
+        if config.cache == "compute_dtype"
+        else "int8"
       ),
       "enable_prefix_caching": str(self.config.engine.prefix_caching),
     }
@@ -162,8 +164,14 @@ class Loader:
     )
 
 
-def make_words(model: checkpoints.Model) -> context.Words | None:
+def make_words(
+  model: checkpoints.Model, *, max_rule_bytes: int
+) -> context.Words | None:
   """How the model's tokens are text; None if it has no tokenizer.
+
+  Args:
+    model: Whose tokens.
+    max_rule_bytes: Of a grammar, schema or regex.
 
   Raises:
     ValueError: Its tokenizer cannot be used.
@@ -179,6 +187,7 @@ def make_words(model: checkpoints.Model) -> context.Words | None:
       folder,
       vocab_size=model.config.vocab_size,
       eos_ids=sorted(model.end_ids),
+      max_bytes=max_rule_bytes,
     ),
   )
 

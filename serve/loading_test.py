@@ -52,9 +52,9 @@ class LoadingTest(absltest.TestCase):
     )
 
   def test_words(self):
-    self.assertIsNone(loading.make_words(self._model()))
+    self.assertIsNone(loading.make_words(self._model(), max_rule_bytes=99))
     tokenizer = checkpoint_fixtures.write_tokenizer(self.root / "tokenizer")
-    words = loading.make_words(self._model(tokenizer))
+    words = loading.make_words(self._model(tokenizer), max_rule_bytes=99)
     assert words is not None
     self.assertNotEmpty(words.tokenizer.encode("the word"))
     self.assertNotEmpty(words.prompts.templates.sources)

@@ -32,7 +32,7 @@ from serve import loading
 from serve import server
 
 _CONFIG = config_flags.DEFINE_config_file(
-  "config", help_string="File with settings, such as serve/configs/cpu.py."
+  "config", help_string="File with settings, such as serve/configs/default.py."
 )
 _CHECKPOINT = flags.DEFINE_string(
   "checkpoint", "", "A run's workdir, one of its checkpoints, or a model."
@@ -92,24 +92,8 @@ def main(argv: list[str]) -> NoReturn:
   sys.exit(ended.code)
 
 
-def put_config_first(arguments: list[str]) -> list[str]:
-  """The arguments with --config before its overrides, as ml_collections wants.
-
-  The default is put there, too: as that of the flag it would be read while
-  flags are defined, where a mistake in an override cannot be explained.
-  """
-  for at, argument in enumerate(arguments):
-    name, has_value, _ = argument.partition("=")
-    if name in ("--config", "-config"):
-      end = at + (1 if has_value else 2)
-      return arguments[at:end] + arguments[:at] + arguments[end:]
-  default = pathlib.Path(__file__).parent / "configs" / "default.py"
-  return [f"--config={default}", *arguments]
-
-
 if __name__ == "__main__":
   flags.register_validator(
     "checkpoint", bool, message="is missing; name a run's workdir or a model."
   )
-  sys.argv[1:] = put_config_first(sys.argv[1:])
   command_line.run(main)

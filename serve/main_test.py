@@ -61,7 +61,7 @@ class MainTest(absltest.TestCase):
         "--watch",
         "--config.api.model_name=me",
       ),
-      *("--config=serve/configs/cpu.py", "--config.runner.max_rows=2"),
+      "--config.runner.max_rows=2",
       *("--config.runner.prefill_tokens=32", f"--import_folder={self.root}/in"),
       "--config.runner.compilation_cache=",
     )

@@ -85,4 +85,3 @@ def most_drafts(
     if turn >= stay.length:
       most = min(most, turn - stay.length)
   return most
-

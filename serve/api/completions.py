@@ -232,10 +232,12 @@ class _Answer:
     if echo and is_first:
       text = echo.text + text
       if body.logprobs is not None:
-        asked = body.logprobs
-        tokens = (*choice.prompt.tokens, *tokens)
-        entries = (*_cut(leader.prompt_logprobs or (), asked), *entries)
-        offsets = [*echo.offsets, *offsets]
+        # Not what the server has added: places of tokens are the client's.
+        added = choice.prompt.num_added
+        echoed = (leader.prompt_logprobs or ())[added:]
+        tokens = (*choice.prompt.tokens[added:], *tokens)
+        entries = (*_cut(echoed, body.logprobs), *entries)
+        offsets = [*echo.offsets[added:], *offsets]
     made = responses.CompletionChoice(
       index=choice.index,
       text=text,

@@ -189,6 +189,33 @@ class CompletionsTest(parameterized.TestCase, unittest.IsolatedAsyncioTestCase):
           self.assertEqual(choice["text"][offset : offset + len(token)], token)
     self.assertEqual(engine.requests[0].num_prompt_logprobs, 1)
 
+  async def test_what_the_server_adds_is_not_echoed(self):
+    engine = fixtures.FakeEngine(fixtures.saying("bye"))
+    async with fixtures.serving(engine) as client:
+      for prompt, tokens in (
+        ("ab", ["a", "b"]),
+        ("<|begin_of_text|>a", ["<|begin_of_text|>", "a"]),
+        ("", []),
+      ):
+        for adds in (True, False):
+          _, body = await client.post(
+            _PATH,
+            prompt=prompt,
+            max_tokens=0,
+            echo=True,
+            logprobs=0,
+            add_special_tokens=adds,
+          )
+          (choice,) = body["choices"]
+          found = choice["logprobs"]
+          self.assertEqual(found["tokens"], tokens)
+          for values in found.values():
+            self.assertLen(values, len(tokens))
+          # The BOS has none.
+          if tokens:
+            self.assertEqual(found["token_logprobs"][0] is None, not adds)
+          self.assertEqual(choice["text"], prompt)
+
   async def test_the_token_at_the_end_is_among_the_logprobs(self):
     engine = fixtures.FakeEngine(fixtures.saying(""))
     async with fixtures.serving(engine) as client:

@@ -181,8 +181,9 @@ class OpenaiClientTest(absltest.TestCase):
     )
     self.assertLen(answer.choices, 4)
     logprobs = answer.choices[0].logprobs
-    self.assertIsNone(logprobs.token_logprobs[0])
-    self.assertLen(logprobs.tokens, 4)
+    # The BOS was not asked for, and is not echoed.
+    self.assertEqual(logprobs.tokens[0], "a")
+    self.assertLen(logprobs.tokens, 3)
     chunks = self.client.completions.create(
       model=fixtures.MODEL, prompt="a", stream=True
     )

@@ -1,6 +1,7 @@
 """Prompts of requests to token ids that fit into the context."""
 
 import dataclasses
+import itertools
 from typing import Any
 
 from serve import conventions
@@ -20,10 +21,12 @@ class Prompt:
   Attributes:
     tokens: Its ids, at least one.
     text: As it was given; None: it was given as ids.
+    num_added: Of the tokens, at the beginning: the text does not have them.
   """
 
   tokens: tuple[int, ...]
   text: str | None = None
+  num_added: int = 0
 
 
 async def encode(
@@ -133,7 +136,22 @@ async def _encode_text(
   tokens = await context.work(
     lambda: encode_text(text, context, add_special_tokens=add_special_tokens)
   )
+  num_added = _count_added(tokens, context) if add_special_tokens else 0
   if not tokens:
     # Nothing was asked for: what the model has seen before a text.
     tokens = [context.known_words.tokenizer.eos_id]
-  return Prompt(tokens=tuple(tokens), text=text)
+    num_added = 1
+  return Prompt(tokens=tuple(tokens), text=text, num_added=num_added)
+
+
+def _count_added(tokens: list[int], context: context_lib.Context) -> int:
+  """How many ids a text was begun with, such as a BOS."""
+  if context.start is conventions.Start.AFTER_END:
+    return 1
+  tokenizer = context.known_words.tokenizer
+  added = tokenizer.encode_with_special_tokens("", add=True)
+  # What is added to the end differs from what the text begins with.
+  pairs = itertools.takewhile(
+    lambda pair: pair[0] == pair[1], zip(tokens, added, strict=False)
+  )
+  return len(list(pairs))

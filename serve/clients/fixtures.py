@@ -326,3 +326,53 @@ def environment() -> dict[str, str]:
   """For a subprocess that finds the modules that this one does."""
   path = os.pathsep.join(path for path in sys.path if path)
   return os.environ | {"PYTHONPATH": path}
+
+
+def client_command(module: str) -> list[str]:
+  """What runs a module of @pypi_clients.
+
+  Bazel builds a program of it, and tests have that as data. Without Bazel,
+  $CACAO_CLIENTS_PYTHON is a Python that has these packages.
+  """
+  program = pathlib.Path(__file__).with_name("module_main")
+  if program.exists():
+    return [str(program), module]
+  python = os.environ.get("CACAO_CLIENTS_PYTHON")
+  if python is None:
+    raise RuntimeError(
+      f"There is no {program}. Fix: run the test with Bazel, or set"
+      " CACAO_CLIENTS_PYTHON to a Python with the packages of"
+      " third_party/python/requirements_clients.txt"
+    )
+  return [python, str(program.with_suffix(".py")), module]
+
+
+def run_client(
+  module: str, *arguments: str, folder: pathlib.Path, seconds: float
+) -> str:
+  """Runs a module of @pypi_clients that must succeed.
+
+  Args:
+    module: Which.
+    *arguments: Of its command line.
+    folder: Its working directory and home.
+    seconds: It may take.
+
+  Returns:
+    What it printed.
+  """
+  # A path to the server's packages would come before its own.
+  unwanted = ("PYTHONPATH", "XLA_FLAGS")
+  variables = {k: v for k, v in os.environ.items() if k not in unwanted}
+  made = subprocess.run(
+    [*client_command(module), *arguments],
+    cwd=folder,
+    env=variables | {"HOME": str(folder), "HF_HOME": str(folder / "hf")},
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
+    timeout=seconds,
+  )
+  if made.returncode:
+    raise AssertionError(f"{module}: {made.returncode}\n{made.stdout}")
+  return made.stdout
