@@ -6,9 +6,9 @@ for which it has no fast kernel: in bfloat16 it takes 21 times, in float32 twice
 the time of x^T g, which is the same numbers (linear_benchmark.py, a Zen 5 CPU).
 `project` says x^T g.
 
-A weight may be `Int8` in place of an array, for serving: 8 bits for each number
-and a scale for each output. A parameter may hold either, and nothing but this
-module looks inside.
+For serving, a weight may be `Int8` in place of an array (8 bits for each number
+and a scale for each output) or `Split` in pieces. A parameter may hold any, and
+nothing but this module looks inside.
 """
 
 import dataclasses
@@ -45,7 +45,34 @@ class Int8:
     return self
 
 
-Weight = jax.Array | Int8
+@functools.partial(
+  jax.tree_util.register_dataclass, data_fields=["parts"], meta_fields=[]
+)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Split:
+  """A weight in pieces of its last dim, which is one of the output's.
+
+  XLA for CPUs multiplies a single row on one core, but independent products at
+  the same time.
+
+  Attributes:
+    parts: One beside the other.
+  """
+
+  parts: tuple[jax.Array, ...]
+
+  def __getitem__(self, index: types.EllipsisType) -> "Split":
+    """As a parameter's `[...]`."""
+    assert index is ...
+    return self
+
+
+Weight = jax.Array | Int8 | Split
+
+
+def split(weight: jax.Array, num_parts: int) -> Split:
+  """`weight` in `num_parts` equal pieces."""
+  return Split(parts=tuple(jnp.split(weight, num_parts, axis=-1)))
 
 
 def quantize(
@@ -79,6 +106,9 @@ def project(spec: str, x: jax.Array, weight: Weight) -> jax.Array:
     x: Activations; their dtype is the product's.
     weight: The weight, in any float dtype, or in 8 bits.
   """
+  if isinstance(weight, Split):
+    parts = [project(spec, x, part) for part in weight.parts]
+    return jnp.concatenate(parts, axis=-1)
   if isinstance(weight, Int8):
     return _project_int8(spec, x, weight).astype(x.dtype)
   return _of_rows(spec, x, functools.partial(_project, spec), weight)
@@ -88,6 +118,9 @@ def project_float32(spec: str, x: jax.Array, weight: Weight) -> jax.Array:
   """`project`, not rounded to the dtype of the activations: for logits."""
   if isinstance(weight, Int8):
     return _project_int8(spec, x, weight)
+  if isinstance(weight, Split):
+    parts = [project_float32(spec, x, part) for part in weight.parts]
+    return jnp.concatenate(parts, axis=-1)
 
   def product(x, weight):
     return jnp.einsum(
@@ -98,7 +131,7 @@ def project_float32(spec: str, x: jax.Array, weight: Weight) -> jax.Array:
 
 
 def take(
-  table: Weight, index: jax.Array, dtype: jax.typing.DTypeLike
+  table: jax.Array | Int8, index: jax.Array, dtype: jax.typing.DTypeLike
 ) -> jax.Array:
   """Rows of an embedding table [V, D]."""
   if isinstance(table, Int8):

@@ -156,6 +156,15 @@ class LinearTest(parameterized.TestCase):
       weight[1].astype("bfloat16")[index],
     )
 
+  @parameterized.parameters("BTD,DNH->BTNH", "BTNH,NHD->BTD", "BTD,DF->BTF")
+  def test_pieces(self, spec):
+    x, weight, _ = operands(spec, "float32", "float32")
+    pieces = linear.split(weight, 2)
+    for project in (linear.project, linear.project_float32):
+      np.testing.assert_allclose(
+        project(spec, x, pieces), project(spec, x, weight), rtol=1e-5, atol=1e-5
+      )
+
   @parameterized.parameters("bfloat16", "float32")
   def test_one_row_is_as_one_of_many(self, dtype):
     spec = "BTD,DF->BTF"

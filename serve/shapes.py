@@ -19,7 +19,7 @@ from jaxtyping import Array, Int
 import numpy as np
 
 # Not one row: XLA for CPUs then copies all pages in each step.
-_MIN_ROWS = 2
+_MIN_ROWS = 1
 _MIN_TOKENS = 16
 _COLUMNS = ("slot", "start", "length", "num_tokens", "num_drafts", "active")
 # The column of the numbers of drafts.

@@ -10,6 +10,7 @@ Dims as in model/sharding.py: the letters in which parameters' names end.
 
 import dataclasses
 import functools
+import os
 from typing import Any
 
 import jax
@@ -54,6 +55,12 @@ _KEPT = (
 )
 
 
+# Products that have nothing to be computed beside: the cores of a CPU share them
+# only in pieces.
+_SPLIT = ("head_DV", "o_NHD", "down_FD")
+_MAX_PARTS = 8
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Layout:
   """What `prepare` makes of a model's parameters.
@@ -63,12 +70,14 @@ class Layout:
     config: The model that the result belongs to.
     compute_dtype: Of products.
     quantizes: Whether matrices are in 8 bits.
+    num_parts: Pieces in which some matrices are.
   """
 
   source: model_config.ModelConfig
   config: model_config.ModelConfig
   compute_dtype: str
   quantizes: bool
+  num_parts: int
 
 
 def layout(
@@ -76,14 +85,21 @@ def layout(
 ) -> Layout:
   """What this platform computes fastest with."""
   config = unrolled.config(model)
-  copies_table = compute_dtype == "float32" and not quantizes
-  if model.tie_embeddings and copies_table and jax.default_backend() == "cpu":
+  is_cpu_float32 = (
+    compute_dtype == "float32"
+    and not quantizes
+    and jax.default_backend() == "cpu"
+  )
+  if model.tie_embeddings and is_cpu_float32:
     config = dataclasses.replace(config, tie_embeddings=False)
+  # Of several devices each has its own part anyway.
+  is_split = is_cpu_float32 and jax.device_count() == 1
   return Layout(
     source=model,
     config=config,
     compute_dtype=compute_dtype,
     quantizes=quantizes,
+    num_parts=min(os.cpu_count() or 1, _MAX_PARTS) if is_split else 1,
   )
 
 
@@ -115,8 +131,16 @@ def _convert(params: dict[str, Any], to: Layout, mesh: jax.sharding.Mesh):
       _convert(leaf, to, mesh)
     elif to.quantizes and name in _SUMMED:
       params[name] = _quantize(leaf, name=name, mesh=mesh)
-    elif name in (*_SUMMED, *_KEPT) and leaf.dtype != to.compute_dtype:
-      params[name] = _cast(leaf, dtype=to.compute_dtype)
+    elif name in (*_SUMMED, *_KEPT):
+      if leaf.dtype != to.compute_dtype:
+        leaf = _cast(leaf, dtype=to.compute_dtype)
+      if (
+        name in _SPLIT
+        and to.num_parts > 1
+        and leaf.shape[-1] % to.num_parts == 0
+      ):
+        leaf = linear.split(leaf, to.num_parts)
+      params[name] = leaf
 
 
 def _sharding(mesh: jax.sharding.Mesh, spec: P) -> jax.sharding.NamedSharding:
