@@ -298,6 +298,7 @@ class Matcher:
       self._matcher.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)
       # Of a matcher that has failed, all methods say that it has stopped.
       self._check()
+      self._forbid_early_end(mask)
       if draft is None or not self._may_go_on(draft, mask):
         break
       if self._matcher.try_consume_tokens([draft]) != 1:
@@ -307,6 +308,22 @@ class Matcher:
       self._matcher.rollback(num_tried)
     self._check()
     return masks
+
+  def _forbid_early_end(self, mask: np.ndarray) -> None:
+    """Takes the end out of a mask that has it as the text of a rule.
+
+    Raises:
+      ValueError: Nothing else is in it.
+    """
+    if self._matcher.is_accepting():
+      return
+    for token in self._eos_ids:
+      mask[token // 32] &= ~np.uint32(1 << token % 32)
+    if not mask.any():
+      raise ValueError(
+        "the rule wants the name of the token that ends a text to be written, "
+        "which would end it; leave the name out"
+      )
 
   def accept(self, tokens: list[int]) -> None:
     """Moves on behind tokens that were chosen.

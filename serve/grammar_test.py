@@ -345,6 +345,15 @@ class RefusalTest(_Case):
     with self.assertRaisesRegex(ValueError, f"(?s){reason}"):
       self.compiler.compile(rule)
 
+  def test_the_name_of_an_end_is_no_text(self):
+    name = tokenizer_lib.EOS
+    for rule in (
+      grammar.Choice(texts=[name]),
+      grammar.Lark(grammar=f'start: <[{_EOS[0]}]> "a"'),
+    ):
+      with self.assertRaisesRegex(ValueError, "ends a text"):
+        self.compiler.compile(rule)
+
   def test_deep_nesting(self):
     schema: dict[str, Any] = {"type": "string"}
     for _ in range(400):

@@ -18,8 +18,6 @@ import jax
 from jaxtyping import Array, Int
 import numpy as np
 
-# Not one row: XLA for CPUs then copies all pages in each step.
-_MIN_ROWS = 1
 _MIN_TOKENS = 16
 _COLUMNS = ("slot", "start", "length", "num_tokens", "num_drafts", "active")
 # The column of the numbers of drafts.
@@ -185,7 +183,7 @@ class Shapes:
 
 def make(*, max_rows: int, prefill_tokens: int) -> Shapes:
   """The shapes of a server with these limits."""
-  decode_rows = _powers(_MIN_ROWS, max(max_rows, _MIN_ROWS))
+  decode_rows = _powers(1, max_rows)
   most_tokens = _powers(_MIN_TOKENS, max(prefill_tokens, _MIN_TOKENS))
   prefill = []
   for tokens in most_tokens:

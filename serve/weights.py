@@ -55,8 +55,8 @@ _KEPT = (
 )
 
 
-# Products that have nothing to be computed beside: the cores of a CPU share them
-# only in pieces.
+# Products with nothing to be computed beside: a CPU's cores share them only in
+# pieces.
 _SPLIT = ("head_DV", "o_NHD", "down_FD")
 _MAX_PARTS = 8
 

@@ -234,7 +234,9 @@ class _Answer:
       if body.logprobs is not None:
         # Not what the server has added: places of tokens are the client's.
         added = choice.prompt.num_added
-        echoed = (leader.prompt_logprobs or ())[added:]
+        # The first has none, as everywhere.
+        known = (leader.prompt_logprobs or ())[added + 1 :]
+        echoed = (None, *known)[: len(choice.prompt.tokens) - added]
         tokens = (*choice.prompt.tokens[added:], *tokens)
         entries = (*_cut(echoed, body.logprobs), *entries)
         offsets = [*echo.offsets[added:], *offsets]

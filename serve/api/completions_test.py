@@ -213,7 +213,7 @@ class CompletionsTest(parameterized.TestCase, unittest.IsolatedAsyncioTestCase):
             self.assertLen(values, len(tokens))
           # The BOS has none.
           if tokens:
-            self.assertEqual(found["token_logprobs"][0] is None, not adds)
+            self.assertIsNone(found["token_logprobs"][0])
           self.assertEqual(choice["text"], prompt)
 
   async def test_the_token_at_the_end_is_among_the_logprobs(self):

@@ -7,7 +7,7 @@ import pathlib
 import struct
 import tempfile
 import threading
-from typing import Literal
+from typing import Any, Literal
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -52,7 +52,22 @@ class _Weather(pydantic.BaseModel):
   days: list[Literal[1, 2, 3]] = pydantic.Field(min_length=1, max_length=2)
 
 
+class _Place(pydantic.BaseModel):
+  kind: Literal["city", "sea"]
+  is_far: bool
+
+
+class _Trip(pydantic.BaseModel):
+  """Plans a trip; schemas of nested models have references."""
+
+  start: _Place
+  stops: list[_Place] = pydantic.Field(max_length=1)
+
+
 class OpenaiPythonTest(parameterized.TestCase):
+  # Its methods take what its types do not allow, such as fields of ours.
+  client: Any
+
   @classmethod
   def setUpClass(cls):
     super().setUpClass()
@@ -63,12 +78,13 @@ class OpenaiPythonTest(parameterized.TestCase):
       openai.OpenAI(base_url=cls.server.base_url, api_key="x", max_retries=0)
     )
 
-  def complete(self, **fields):
+  def complete(self, *, extra_body=None, **fields):
     """A completion's only choice."""
     fields = {"prompt": _PROMPT, "max_tokens": 12, "temperature": 0} | fields
-    extra = {"return_token_ids": True} | fields.pop("extra_body", {})
     answer = self.client.completions.create(
-      model=fixtures.NAME, extra_body=extra, **fields
+      model=fixtures.NAME,
+      extra_body={"return_token_ids": True} | (extra_body or {}),
+      **fields,
     )
     (choice,) = answer.choices
     return choice
@@ -638,6 +654,20 @@ class OpenaiPythonTest(parameterized.TestCase):
       )
       (call,) = answer.choices[0].message.tool_calls
       self.check_call(call, "switch")
+
+  def test_a_tool_with_nested_arguments(self):
+    answer = self.client.chat.completions.parse(
+      model=fixtures.NAME,
+      messages=_HELLO,
+      tools=[openai.pydantic_function_tool(_Trip), _TOOLS[1]],
+      tool_choice={"type": "function", "function": {"name": "_Trip"}},
+      parallel_tool_calls=False,
+      temperature=1,
+      seed=1,
+      max_tokens=200,
+    )
+    (call,) = answer.choices[0].message.tool_calls
+    self.assertIsInstance(call.function.parsed_arguments, _Trip)
 
   def test_tools_in_a_stream(self):
     fields = {
