@@ -240,36 +240,50 @@ class Group(nnx.Module):
     """Returns x; and by block, stacked over L: states, stats, inputs.
 
     A single layer is not scanned over: a scan's slices of weights and states
-    are copies.
+    are copies. With states it is traced once for all groups of its kind: a
+    server, whose groups are all of one layer, starts several times as fast.
     """
     graphdef, stacked = nnx.split(self)
+    options = {"graphdef": graphdef, "capture": capture, "bounded": bounded}
+    if self.repeats == 1:
+      operands = jax.tree.map(lambda a: jnp.squeeze(a, 0), (stacked, states))
+      layer = functools.partial(
+        _layer if states is None else _jitted_layer, **options
+      )
+      if self.remat == "full":
+        layer = jax.checkpoint(layer)
+      x, outputs = layer(x, span, *operands)
+      return x, jax.tree.map(lambda a: a[None], outputs)
 
-    def layer(x, params_and_states):
-      params, states = params_and_states
-      group = nnx.merge(graphdef, params)
-      new_states, all_stats, inputs = {}, {}, []
-      for name in self.blocks:
-        inputs.append(x)
-        x, new_states[name], stats = getattr(group, name)(
-          x,
-          span,
-          states[name] if states else None,
-          capture=capture,
-          bounded=bounded,
-        )
-        if stats is not None:
-          all_stats[name] = stats
-      return x, (new_states, all_stats, inputs if capture else None)
+    def layer_of_many(x, operands):
+      return _layer(x, span, *operands, **options)
 
-    is_single = self.repeats == 1
     if self.remat == "full":
-      layer = jax.checkpoint(layer, prevent_cse=is_single)
-    if not is_single:
-      return jax.lax.scan(layer, x, (stacked, states))
-    x, outputs = layer(
-      x, jax.tree.map(lambda a: jnp.squeeze(a, 0), (stacked, states))
+      layer_of_many = jax.checkpoint(layer_of_many, prevent_cse=False)
+    return jax.lax.scan(layer_of_many, x, (stacked, states))
+
+
+def _layer(x, span, params, states, *, graphdef, capture, bounded):
+  """One layer of a group: x; and by block states, stats and inputs."""
+  group = nnx.merge(graphdef, params)
+  new_states, all_stats, inputs = {}, {}, []
+  for name in group.blocks:
+    inputs.append(x)
+    x, new_states[name], stats = getattr(group, name)(
+      x,
+      span,
+      states[name] if states else None,
+      capture=capture,
+      bounded=bounded,
     )
-    return x, jax.tree.map(lambda a: a[None], outputs)
+    if stats is not None:
+      all_stats[name] = stats
+  return x, (new_states, all_stats, inputs if capture else None)
+
+
+_jitted_layer = jax.jit(
+  _layer, static_argnames=("graphdef", "capture", "bounded")
+)
 
 
 class Transformer(nnx.Module):
