@@ -91,8 +91,10 @@ class LinearTest(parameterized.TestCase):
     weight = jax.ShapeDtypeStruct((heads, width, dim), jnp.float32)
 
     def temp_bytes(product):
-      compiled = jax.jit(functools.partial(product, spec)).lower(x, weight)
-      return compiled.compile().memory_analysis().temp_size_in_bytes
+      lowered = jax.jit(functools.partial(product, spec)).lower(x, weight)
+      memory = lowered.compile().memory_analysis()
+      assert memory is not None
+      return memory.temp_size_in_bytes
 
     num_bytes = 4 * heads * width * dim
     self.assertGreaterEqual(temp_bytes(plain), num_bytes)
