@@ -7,14 +7,11 @@ with command-line overrides in between.
 
 import dataclasses
 import ipaddress
-import os
-import types
-import typing
 from typing import Any, Literal
 
 import ml_collections
-from ml_collections import config_dict
 
+from model import overrides
 from model import schema
 from model import sharding
 
@@ -241,12 +238,8 @@ class ServeConfig:
 
 
 def to_config_dict(config: ServeConfig) -> ml_collections.ConfigDict:
-  """The locked ConfigDict that command-line flags may override.
-
-  An unset field becomes a typed placeholder, so that
-  `--config.runner.max_len=4096` is an int and nothing else.
-  """
-  return ml_collections.ConfigDict(_to_overridable(config)).lock()
+  """The locked ConfigDict that command-line flags may override."""
+  return overrides.to_config_dict(config)
 
 
 def from_config_dict(
@@ -261,10 +254,15 @@ def from_config_dict(
   Raises:
     ValueError: Names the field, its value and the fix.
   """
-  serve = schema.from_dict(ServeConfig, config.to_dict(), path="config")
+  serve = schema.from_dict(
+    ServeConfig, overrides.to_plain(config), path="config"
+  )
 
   def absolute(parent: Any, *names: str) -> Any:
-    paths = {name: _absolute(getattr(parent, name), base_dir) for name in names}
+    paths = {
+      name: overrides.absolute_path(getattr(parent, name), base_dir)
+      for name in names
+    }
     return dataclasses.replace(parent, **paths)
 
   speculation = absolute(serve.engine.speculation, "checkpoint")
@@ -274,27 +272,3 @@ def from_config_dict(
     engine=dataclasses.replace(serve.engine, speculation=speculation),
     api=absolute(serve.api, "api_keys", "tls_cert", "tls_key"),
   )
-
-
-def _absolute(path: str, base_dir: str) -> str:
-  if not path or "://" in path:
-    return path
-  return os.path.normpath(os.path.join(base_dir, os.path.expanduser(path)))
-
-
-def _to_overridable(value: Any) -> Any:
-  if not dataclasses.is_dataclass(value):
-    return value
-  hints = typing.get_type_hints(type(value))
-  return {
-    field.name: _placeholder(hints[field.name])
-    if getattr(value, field.name) is None
-    else _to_overridable(getattr(value, field.name))
-    for field in dataclasses.fields(value)
-  }
-
-
-def _placeholder(hint: types.UnionType) -> Any:
-  """Of an optional scalar."""
-  (kind,) = [t for t in typing.get_args(hint) if t is not type(None)]
-  return config_dict.placeholder(kind)

@@ -7,16 +7,13 @@ above `main`, frozen dataclasses again below it (`from_config_dict`).
 
 import dataclasses
 import functools
-import os
-import types
-import typing
 from typing import Any
 
 import ml_collections
-from ml_collections import config_dict
 
 from data import config as data_config
 from model import config as model_config
+from model import overrides
 from model import schema
 from model import sharding
 from train import balance as balance_lib
@@ -188,12 +185,8 @@ _MAY_CHANGE = (
 
 
 def to_config_dict(config: RunConfig) -> ml_collections.ConfigDict:
-  """The locked ConfigDict that command-line flags may override.
-
-  An unset optional field becomes a typed placeholder, so that
-  `--config.mesh.fsdp=8` is an int and nothing else.
-  """
-  return ml_collections.ConfigDict(_to_overridable(config)).lock()
+  """The locked ConfigDict that command-line flags may override."""
+  return overrides.to_config_dict(config)
 
 
 def from_config_dict(
@@ -208,8 +201,8 @@ def from_config_dict(
   Raises:
     ValueError: Names the field, its value and the fix.
   """
-  run = schema.from_dict(RunConfig, _to_plain(config), path="config")
-  start = _absolute_path(run.checkpoint.init_from, base_dir)
+  run = schema.from_dict(RunConfig, overrides.to_plain(config), path="config")
+  start = overrides.absolute_path(run.checkpoint.init_from, base_dir)
   return dataclasses.replace(
     run,
     data=_absolute(run.data, base_dir),
@@ -254,16 +247,10 @@ def _may_change(key: str, run: RunConfig) -> bool:
   return is_place or key.startswith(_MAY_CHANGE)
 
 
-def _absolute_path(path: str, base_dir: str) -> str:
-  if not path or "://" in path:
-    return path
-  return os.path.normpath(os.path.join(base_dir, os.path.expanduser(path)))
-
-
 def _absolute(
   data: data_config.DataConfig, base_dir: str
 ) -> data_config.DataConfig:
-  absolute = functools.partial(_absolute_path, base_dir=base_dir)
+  absolute = functools.partial(overrides.absolute_path, base_dir=base_dir)
   return dataclasses.replace(
     data,
     tokenizer=absolute(data.tokenizer),
@@ -277,45 +264,3 @@ def _absolute(
       for source in data.sources
     ),
   )
-
-
-def _to_overridable(value: Any) -> Any:
-  """Nested dicts for a ConfigDict, with placeholders where a field is None."""
-  if dataclasses.is_dataclass(value):
-    hints = typing.get_type_hints(type(value))
-    own_kind = schema.kind(type(value))
-    out: dict[str, Any] = {}
-    if own_kind is not None:
-      out[schema.KIND_KEY] = own_kind
-    for field in dataclasses.fields(value):
-      child = getattr(value, field.name)
-      if child is None:
-        out[field.name] = _placeholder(hints[field.name])
-      else:
-        out[field.name] = _to_overridable(child)
-    return out
-  if isinstance(value, tuple):
-    return tuple(
-      ml_collections.ConfigDict(_to_overridable(v))
-      if dataclasses.is_dataclass(v)
-      else v
-      for v in value
-    )
-  return schema.to_dict(value)
-
-
-def _placeholder(hint: Any) -> Any:
-  """A typed placeholder for an optional scalar, None for anything else."""
-  if typing.get_origin(hint) is types.UnionType:
-    inner = [t for t in typing.get_args(hint) if t is not type(None)]
-    if len(inner) == 1 and inner[0] in (int, float, str, bool):
-      return config_dict.placeholder(inner[0])
-  return None
-
-
-def _to_plain(value: Any) -> Any:
-  if isinstance(value, ml_collections.ConfigDict):
-    return {key: _to_plain(value[key]) for key in value}
-  if isinstance(value, (list, tuple)):
-    return [_to_plain(v) for v in value]
-  return value
