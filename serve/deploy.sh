@@ -54,4 +54,6 @@ if [ ! -d "$tree" ]; then
     fail "$0 is damaged: it has $size bytes instead of @SIZE@. Copy it again."
   "$python" -I -S "$0" "$tree" || exit
 fi
+# Large arrays in large pages: on a CPU, 5% more tokens a second.
+export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}"
 exec "$python" -I -S "$tree/start.py" "$0" "$@"

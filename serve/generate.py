@@ -120,7 +120,12 @@ def run(config: config_lib.ServeConfig) -> offline.Totals:
     drafts = _load(config.engine.speculation.checkpoint, config)
   words = offline.Words(models[0].tokenizer) if models[0].tokenizer else None
   made = assembly.assemble(
-    models, config, drafts=drafts, report=_report_compiled
+    models,
+    config,
+    drafts=drafts,
+    report=_report_compiled,
+    # Few lines ask for few of the programs.
+    warms_up=len(lines) > config.runner.max_rows,
   )
   made.engine.start()
   begin = defaults(models[0])
@@ -210,5 +215,7 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-  flags.mark_flag_as_required("checkpoint")
+  flags.register_validator(
+    "checkpoint", bool, message="is missing; name a run's workdir or a model."
+  )
   command_line.run(main)

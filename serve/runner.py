@@ -158,6 +158,7 @@ class Runner:
       ValueError: The settings do not fit the model, or the machine.
     """
     _check_drafts(model.config, draft, num_drafts)
+    _use_compilation_cache(config.compilation_cache)
     self.num_drafts = num_drafts
     self._config = config
     self._mesh = mesh
@@ -222,7 +223,6 @@ class Runner:
     Args:
       report: Called with the number of programs that are ready, and of all.
     """
-    _use_compilation_cache(self._config.compilation_cache)
     for rows in self._shapes.decode_rows:
       for num_drafts in self._programs.nums_drafts:
         self._allow_all(rows, num_drafts)

@@ -7,8 +7,11 @@ load(
     _py_test = "py_test",
 )
 
-py_binary = _py_binary
 py_library = _py_library
+
+# Large arrays in large pages: a CPU that reads weights at the speed of its
+# memory reads them 5% faster (//serve:runner_benchmark).
+_MALLOC = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 
 _RUNNER = Label("//tools:test_runner.py")
 
@@ -18,6 +21,16 @@ _XLA_FLAGS = " ".join([
     "--xla_backend_optimization_level=0",
     "--xla_force_host_platform_device_count={}",
 ])
+
+def py_binary(name, env = {}, **kwargs):
+    """A program.
+
+    Args:
+      name: of the target.
+      env: environment variables of `bazel run`, over the defaults made here.
+      **kwargs: what any program has: srcs, main, deps, data, ...
+    """
+    _py_binary(name = name, env = _MALLOC | env, **kwargs)
 
 def py_test(name, srcs, args = [], env = {}, fake_devices = 1, **kwargs):
     """A test file, run on the CPU, that fails if no test ran.
