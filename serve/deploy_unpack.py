@@ -18,6 +18,8 @@ import zipfile
 
 PREFIX = "tree/"
 _MAX_THREADS = 8
+# Trees of other versions that nobody has started for so long are deleted.
+_KEPT_SECONDS = 30 * 24 * 3600
 
 
 def unpack(archive: pathlib.Path, folder: pathlib.Path) -> bool:
@@ -49,6 +51,31 @@ def unpack(archive: pathlib.Path, folder: pathlib.Path) -> bool:
       shutil.rmtree(work, ignore_errors=True)
       raise
   return True
+
+
+def forget(folder: pathlib.Path) -> list[pathlib.Path]:
+  """Deletes other versions beside `folder` that are not used any more.
+
+  Returns:
+    What it deleted.
+  """
+  program, dash, digest = folder.name.rpartition("-")
+  if not dash or not digest:
+    return []
+  gone = []
+  for other in folder.parent.glob(f"{program}-{'[0-9a-f]' * len(digest)}"):
+    if other == folder:
+      continue
+    with contextlib.suppress(OSError), open(other / "main") as file:
+      if time.time() - os.stat(file.fileno()).st_mtime < _KEPT_SECONDS:
+        continue
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      work = other.with_name(f"{other.name}.partial-old")
+      os.rename(other, work)
+      shutil.rmtree(work, ignore_errors=True)
+      other.with_name(f"{other.name}.lock").unlink(missing_ok=True)
+      gone.append(other)
+  return gone
 
 
 def _extract(archive: pathlib.Path, work: str) -> None:
@@ -91,6 +118,8 @@ def main(archive: str, folder: str) -> None:
   start = time.perf_counter()
   try:
     unpack(pathlib.Path(archive), pathlib.Path(folder))
+    for other in forget(pathlib.Path(folder)):
+      print(f"{name}: deleted {other}, long unused", file=sys.stderr)
   except zipfile.BadZipFile as error:
     sys.exit(f"{name}: {archive} is damaged ({error}). Copy it again.")
   except OSError as error:

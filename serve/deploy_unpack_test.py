@@ -1,5 +1,6 @@
 """What can go wrong; the rest is in deploy_pack_test."""
 
+import fcntl
 import os
 import pathlib
 import shutil
@@ -59,6 +60,23 @@ class UnpackTest(absltest.TestCase):
     self.archive.write_bytes(b"no archive")
     with self.assertRaisesRegex(SystemExit, "is damaged .*Copy it again"):
       deploy_unpack.main(str(self.archive), str(self.folder))
+
+  def test_old_versions_are_deleted_unless_in_use(self):
+    root = self.folder.parent
+    trees = [root / f"server-{digit * 16}" for digit in "abcd"]
+    for tree in [*trees, root / "server-other"]:
+      tree.mkdir(parents=True)
+      (tree / "main").write_text("main.py")
+    old, in_use, new, mine = trees
+    for tree in (old, in_use, mine):
+      os.utime(tree / "main", (0, 0))
+    with open(in_use / "main") as file:
+      fcntl.flock(file, fcntl.LOCK_SH)
+      self.assertEqual(deploy_unpack.forget(mine), [old])
+    self.assertCountEqual(
+      os.listdir(root), [in_use.name, new.name, mine.name, "server-other"]
+    )
+    self.assertEqual(deploy_unpack.forget(mine), [in_use])
 
 
 if __name__ == "__main__":
