@@ -13,21 +13,21 @@ import os
 import sys
 import types
 
-# Closed when this process ends: deploy_unpack.py deletes no tree whose `main`
-# somebody has locked.
-_in_use = contextlib.ExitStack()
-
 
 def start(folder: str, argv: list[str]) -> None:
   """Runs the program with `argv`, which begins with its name."""
   app = os.path.join(folder, "app")
   sys.path[:0] = [app, os.path.join(folder, "packages")]
   sys.argv = argv
-  file = _in_use.enter_context(open(os.path.join(folder, "main")))
+  name = os.path.join(folder, "main")
+  # Closed when this process ends: deploy_unpack.py deletes no tree that
+  # somebody has locked, or has started of late.
+  in_use = os.open(name, os.O_RDONLY | os.O_CLOEXEC)
   with contextlib.suppress(OSError):
-    fcntl.flock(file, fcntl.LOCK_SH)
-    os.utime(file.fileno())
-  main = os.path.join(app, file.read())
+    fcntl.flock(in_use, fcntl.LOCK_SH)
+    os.utime(in_use)
+  with open(name) as file:
+    main = os.path.join(app, file.read())
   # As `python main`, but with the name it was started by: runpy changes that.
   module = types.ModuleType("__main__")
   module.__file__ = main
