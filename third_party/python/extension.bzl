@@ -1,8 +1,9 @@
 """Python from the machine, packages from a hash-locked requirements file.
 
 `@python3_12` is the machine's CPython 3.12 as a Bazel toolchain; `@pypi` has
-one `py_library` per distribution of the lock that `--config=tpu` or
-`--config=cuda` selects (the CPU's otherwise): `@pypi//ml_collections`.
+one `py_library` per distribution of the lock that `--config=tpu`,
+`--config=cuda` or `--config=beam` selects (the CPU's otherwise):
+`@pypi//ml_collections`.
 `@pypi_clients` has large programs that only tests on purpose ask for.
 """
 
@@ -148,7 +149,7 @@ def _python(mctx):
         interpreter = "@python3_12//:interpreter",
         locks = {
             "//third_party/python:requirements_{}.txt".format(name): name
-            for name in ["cpu", "cuda", "tpu"]
+            for name in ["beam", "cpu", "cuda", "tpu"]
         },
     )
 

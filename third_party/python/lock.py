@@ -1,6 +1,6 @@
 """Resolves requirements.in into one hash-locked file per accelerator.
 
-requirements_clients.in is resolved for itself.
+requirements_clients.in and requirements_beam.in are resolved for themselves.
 
     ./bazelw run //third_party/python:lock                # what changed
     ./bazelw run //third_party/python:lock -- --upgrade   # newest versions
@@ -22,6 +22,14 @@ _EXTRAS = {"cpu": "", "cuda": "[cuda13]", "tpu": "[tpu]"}
 # They have no wheels, and nothing is built from source here. lm-eval imports
 # them where a task scores summaries, or its cache is asked for.
 _NO_WHEELS = ("rouge-score", "sqlitedict", "word2number")
+# The version that Beam itself asks for from Python 3.13 on: the one that it
+# asks for before has no wheel.
+_WITH_WHEELS = ("google-apitools>=0.5.35",)
+# Resolved for themselves: what uv reads as the file `-`, and what is in it.
+_OTHERS = {
+  "beam": ("--overrides", _WITH_WHEELS),
+  "clients": ("--excludes", _NO_WHEELS),
+}
 
 
 def compile_command(name, args):
@@ -33,8 +41,8 @@ def compile_command(name, args):
     *("--custom-compile-command", "./bazelw run //third_party/python:lock"),
     *("--output-file", f"requirements_{name}.txt"),
   ]
-  if name not in _EXTRAS:
-    return [*command, f"requirements_{name}.in", "--excludes", "-", *args]
+  if name in _OTHERS:
+    return [*command, f"requirements_{name}.in", _OTHERS[name][0], "-", *args]
   command += ["requirements.in", "-"]
   # The accelerators differ by what they add, not by version.
   if name != "cpu":
@@ -44,7 +52,9 @@ def compile_command(name, args):
 
 def standard_input(name):
   """Returns what the command reads as the file `-`."""
-  return f"jax{_EXTRAS[name]}" if name in _EXTRAS else "\n".join(_NO_WHEELS)
+  if name in _OTHERS:
+    return "\n".join(_OTHERS[name][1])
+  return f"jax{_EXTRAS[name]}"
 
 
 def main(args):
@@ -52,7 +62,7 @@ def main(args):
   folder = pathlib.Path(
     os.environ["BUILD_WORKSPACE_DIRECTORY"], "third_party/python"
   )
-  for name in (*_EXTRAS, "clients"):
+  for name in (*_EXTRAS, *_OTHERS):
     print(f"requirements_{name}.txt", flush=True)
     subprocess.run(
       compile_command(name, args),

@@ -26,9 +26,17 @@ class LockTest(absltest.TestCase):
     self.assertNotIn("requirements.in", command)
     self.assertNotIn("--constraints", command)
 
+  def test_beam_is_resolved_for_itself(self):
+    command = lock.compile_command("beam", [])
+    self.assertIn("requirements_beam.in", command)
+    self.assertEqual(command[-2:], ["--overrides", "-"])
+    self.assertNotIn("requirements.in", command)
+    self.assertNotIn("--constraints", command)
+
   def test_standard_input(self):
     self.assertEqual(lock.standard_input("tpu"), "jax[tpu]")
     self.assertIn("rouge-score", lock.standard_input("clients"))
+    self.assertIn("google-apitools>=", lock.standard_input("beam"))
 
 
 if __name__ == "__main__":
