@@ -159,7 +159,7 @@ def param_shardings(params: Any, mesh: jax.sharding.Mesh) -> Any:
   Args:
     params: Nested dicts of arrays or ShapeDtypeStructs; an optimizer state
       that mirrors them works too. Leaves without a parameter's name (counters)
-      are replicated.
+      and factors of second moments are replicated.
     mesh: As `make_mesh` gives it.
 
   Raises:
@@ -168,7 +168,7 @@ def param_shardings(params: Any, mesh: jax.sharding.Mesh) -> Any:
 
   def one(path, leaf):
     name = _name(path)
-    if not _is_param_name(name):
+    if not _is_param_name(name) or _is_factor(path, leaf):
       return jax.sharding.NamedSharding(mesh, P())
     spec = param_spec(name, leaf.ndim)
     for size, axis in zip(leaf.shape, spec, strict=False):
@@ -227,6 +227,13 @@ def _name(path) -> str:
   """The last dict key on a tree path."""
   keys = [k.key for k in path if isinstance(k, jax.tree_util.DictKey)]
   return str(keys[-1]) if keys else ""
+
+
+def _is_factor(path, leaf) -> bool:
+  """Whether it is of a second moment by rows and columns (Adafactor): small."""
+  attributes = {k.name for k in path if isinstance(k, jax.tree_util.GetAttrKey)}
+  is_rest = leaf.ndim < len(param_dims(_name(path)))
+  return bool(attributes & {"v_row", "v_col"}) or is_rest
 
 
 def _is_param_name(name: str) -> bool:

@@ -104,6 +104,95 @@ class OptimizerTest(parameterized.TestCase):
     np.testing.assert_array_equal(*jax.tree.leaves([got, want]))
 
   @parameterized.parameters(
+    ("lion", lambda: optax.scale_by_lion(b1=0.9, b2=0.99)),
+    (
+      "adafactor",
+      lambda: optax.chain(
+        optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0)
+      ),
+    ),
+  )
+  def test_the_step_is_of_its_kind(self, kind, scale):
+    rates = {"b1": 0.9, "b2": 0.99} if kind == "lion" else {"b1": 0.0}
+    config = optimizer.OptimizerConfig(
+      kind=kind, weight_decay=0.0, clip_norm=None, **rates
+    )
+    params = _params()
+    transform = optimizer.make(config, optax.constant_schedule(0.5))
+    state, scale = transform.init(params), scale()
+    scale_state = scale.init(params)
+    for seed in range(3):
+      rng = np.random.default_rng(seed)
+      grads = jax.tree.map(
+        lambda x, rng=rng: rng.normal(size=x.shape).astype(np.float32), params
+      )
+      got, state = transform.update(grads, state, params)
+      steps, scale_state = scale.update(grads, scale_state, params)
+      for a, b in zip(*map(jax.tree.leaves, (got, steps)), strict=True):
+        np.testing.assert_allclose(a, -0.5 * b, rtol=1e-5)
+
+  def test_muon_steps_on_matrices_and_adamw_on_the_rest(self):
+    config = optimizer.OptimizerConfig(kind="muon", weight_decay=0.0)
+    adamw = optimizer.OptimizerConfig(weight_decay=0.0)
+    params = _params()
+    grads = jax.tree.map(lambda x: x + 1, params)
+    got, want = (
+      transform.update(grads, transform.init(params), params)[0]
+      for transform in (
+        optimizer.make(c, optax.constant_schedule(1.0)) for c in (config, adamw)
+      )
+    )
+    np.testing.assert_array_equal(got["embed_VD"], want["embed_VD"])
+    np.testing.assert_array_equal(
+      got["group_0"]["norm"]["scale_D"], want["group_0"]["norm"]["scale_D"]
+    )
+    # 0.2 sqrt(max(4, 3)) times singular values of about 1.
+    for matrix in np.asarray(got["group_0"]["gate_DF"], np.float64):
+      values = np.linalg.svd(matrix / (0.2 * 2), compute_uv=False)
+      self.assertBetween(values.min(), 0.6, 1.3)
+      self.assertBetween(values.max(), 0.6, 1.3)
+
+  def test_groups_have_rates_and_decay_of_their_own(self):
+    groups = (
+      optimizer.GroupConfig(names=("*.gate_DF",), rate=0.5, weight_decay=0.3),
+      optimizer.GroupConfig(names=("embed_*", "*"), rate=0.0),
+    )
+    config = optimizer.OptimizerConfig(weight_decay=0.1, groups=groups)
+    params = _params()
+    grads = jax.tree.map(jnp.zeros_like, params)
+    transform = optimizer.make(config, optax.constant_schedule(1.0))
+    updates, _ = transform.update(grads, transform.init(params), params)
+    np.testing.assert_allclose(
+      updates["group_0"]["gate_DF"],
+      -0.5 * 0.3 * params["group_0"]["gate_DF"],
+      rtol=1e-6,
+    )
+    self.assertEqual(np.abs(updates["embed_VD"]).max(), 0)
+    self.assertEqual(np.abs(updates["group_0"]["norm"]["scale_D"]).max(), 0)
+
+  def test_a_group_of_nothing_is_refused(self):
+    groups = (optimizer.GroupConfig(names=("*.gates_DF",)),)
+    config = optimizer.OptimizerConfig(groups=groups)
+    transform = optimizer.make(config, optax.constant_schedule(1.0))
+    with self.assertRaisesRegex(
+      ValueError, r"gates_DF.*names no param.*gate_DF"
+    ):
+      transform.init(_params())
+
+  @parameterized.parameters("adamw", "lion", "muon", "adafactor")
+  def test_the_first_moment_in_bfloat16(self, kind):
+    config = optimizer.OptimizerConfig(kind=kind, first_moment_dtype="bfloat16")
+    state = optimizer.make(config, optax.constant_schedule(1.0)).init(_params())
+    dtypes = [
+      leaf.dtype
+      for path, leaf in jax.tree_util.tree_leaves_with_path(state)
+      if any(getattr(key, "name", "") in ("mu", "trace", "ema") for key in path)
+    ]
+    self.assertLen(dtypes, 3)
+    self.assertEqual(set(dtypes), {jnp.dtype("bfloat16")})
+
+  @parameterized.parameters(
+    ({"muon": optimizer.MuonConfig(num_steps=6)}, "optimizer.kind='adamw'"),
     ({"b1": 1.0}, "optimizer.b1=1.0"),
     ({"b2": -0.1}, "optimizer.b2=-0.1"),
     ({"eps": 0.0}, "optimizer.eps=0.0"),

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Literal
 
+import jax.numpy as jnp
 import optax
 
 
@@ -13,6 +14,8 @@ class ScheduleConfig:
     constant: stays at the peak.
     cosine:   half a cosine down to `final_ratio` of the peak.
     linear:   a line down to it.
+    inverse_sqrt: the peak * sqrt(warmup_steps / step), from the end of warm-up
+              on; it needs no end.
     wsd:      warm-up, stable, decay (MiniCPM, arXiv:2404.06395): the peak until
               the last `decay_steps`, then a line down; a run can be branched
               off the stable part at any step.
@@ -26,7 +29,9 @@ class ScheduleConfig:
     steps: Where the decay ends; run.steps if unset.
   """
 
-  kind: Literal["constant", "cosine", "linear", "wsd"] = "cosine"
+  kind: Literal["constant", "cosine", "linear", "inverse_sqrt", "wsd"] = (
+    "cosine"
+  )
   peak: float
   warmup_steps: int = 0
   decay_steps: int | None = None
@@ -48,6 +53,11 @@ class ScheduleConfig:
       raise ValueError(
         f"schedule.decay_steps={self.decay_steps} with schedule.kind="
         f"{self.kind!r}: set it for wsd, and for wsd only."
+      )
+    if self.kind == "inverse_sqrt" and not self.warmup_steps:
+      raise ValueError(
+        "schedule.warmup_steps=0 with schedule.kind='inverse_sqrt', which is "
+        "measured in them; set it to 1 or more."
       )
     for name in ("decay_steps", "steps"):
       value = getattr(self, name)
@@ -80,6 +90,11 @@ def make(config: ScheduleConfig, *, run_steps: int) -> optax.Schedule:
     main = optax.cosine_decay_schedule(
       config.peak, after, alpha=config.final_ratio
     )
+  elif config.kind == "inverse_sqrt":
+    warm = config.warmup_steps
+
+    def main(step):
+      return config.peak * jnp.sqrt(warm / (jnp.maximum(step, 0) + warm))
   elif config.kind == "linear":
     main = optax.linear_schedule(config.peak, final, after)
   else:

@@ -39,6 +39,10 @@ class ScheduleTest(parameterized.TestCase):
     np.testing.assert_allclose(rates[2:11], 1.0)
     np.testing.assert_allclose(rates[10:], np.linspace(1, 0, 11), atol=1e-6)
 
+  def test_inverse_sqrt_falls_by_half_in_four_times_the_steps(self):
+    rates = _rates(64, kind="inverse_sqrt", warmup_steps=4)
+    np.testing.assert_allclose(rates[[3, 4, 16, 64]], [1, 1, 0.5, 0.25])
+
   def test_constant_stays(self):
     np.testing.assert_allclose(_rates(5, kind="constant"), 1.0)
 
@@ -55,6 +59,7 @@ class ScheduleTest(parameterized.TestCase):
     ({"peak": 1.0, "final_ratio": 1.5}, "final_ratio=1.5 must be between"),
     ({"peak": 1.0, "kind": "wsd"}, "decay_steps=None.*set it for wsd"),
     ({"peak": 1.0, "decay_steps": 3}, "decay_steps=3 with.*'cosine'"),
+    ({"peak": 1.0, "kind": "inverse_sqrt"}, "warmup_steps=0 with.*1 or more"),
     ({"peak": 1.0, "warmup_steps": -1}, "warmup_steps=-1"),
     ({"peak": 1.0, "steps": 0}, "schedule.steps=0"),
   )
