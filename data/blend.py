@@ -16,9 +16,12 @@ import fractions
 import heapq
 import math
 
+from jaxtyping import Int
 import numpy as np
 
 MAX_PERIOD = 1_000_000
+
+_BLOCK = 1 << 16
 
 
 class Blend:
@@ -32,20 +35,42 @@ class Blend:
     period: samples after which the deal repeats.
   """
 
-  def __init__(self, weights: collections.abc.Sequence[float | int | str]):
+  def __init__(
+    self, weights: collections.abc.Sequence[float | int | str]
+  ) -> None:
     self.counts = _integer_weights(weights)
     self.period = sum(self.counts)
-    self._order = np.array(list(_deal(self.counts)), np.int64)
-    self._rank = np.empty(self.period, np.int64)
-    for source, count in enumerate(self.counts):
-      self._rank[self._order == source] = np.arange(count)
+    self._counts = np.array(self.counts)
+    self._order = _deal(self.counts)
+    # The places of each source, one source after another, and where in that
+    # list each source's begin.
+    places = np.argsort(self._order, kind="stable")
+    self._places = places.astype(np.int32)
+    self._first = np.cumsum(self._counts) - self._counts
+    # How often the source of a place has given before, in this period.
+    self._rank = np.empty(self.period, np.int32)
+    self._rank[places] = _ramp(self._counts)
 
-  def locate(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  def locate(
+    self, indices: Int[np.ndarray, "N"]
+  ) -> tuple[Int[np.ndarray, "N"], Int[np.ndarray, "N"]]:
     """Source of each global index, and how many samples it gave before."""
     cycle, place = np.divmod(np.asarray(indices, np.int64), self.period)
-    sources = self._order[place]
-    samples = cycle * np.array(self.counts)[sources] + self._rank[place]
+    sources = self._order[place].astype(np.int64)
+    samples = cycle * self._counts[sources] + self._rank[place]
     return sources, samples
+
+  def index(self, source: int, sample: int) -> int:
+    """Global index at which a source gives a sample (`locate` undone)."""
+    cycle, rank = divmod(sample, self.counts[source])
+    return cycle * self.period + int(self._places[self._first[source] + rank])
+
+  def given(self, length: int) -> list[int]:
+    """How many samples each source gives in the first `length` indices."""
+    cycle, rest = divmod(length, self.period)
+    begun = np.bincount(self._order[:rest], minlength=len(self.counts))
+    pairs = zip(self.counts, begun.tolist(), strict=True)
+    return [cycle * count + extra for count, extra in pairs]
 
 
 def _integer_weights(weights) -> list[int]:
@@ -64,36 +89,88 @@ def _integer_weights(weights) -> list[int]:
   if sum(integers) > MAX_PERIOD:
     raise ValueError(
       f"weights are {list(weights)}, which repeat only after"
-      f" {sum(integers)} samples; write them with fewer digits, so that it is"
-      f" at most {MAX_PERIOD} (they need not sum to 1)"
+      f" {sum(integers)} samples, and may after {MAX_PERIOD} at most. Weights"
+      f" that do, close to these: {_nearest(exact)} (they need not sum to 1)"
     )
   return integers
 
 
-def _deal(counts: list[int]) -> collections.abc.Iterator[int]:
+def _nearest(weights: list[fractions.Fraction]) -> list[int]:
+  """Integers that sum to MAX_PERIOD, about in the ratio of the weights."""
+  left = MAX_PERIOD - len(weights)
+  shares = [left * weight / sum(weights) for weight in weights]
+  whole = [math.floor(share) for share in shares]
+  by_rest = sorted(range(len(weights)), key=lambda i: (whole[i] - shares[i], i))
+  for index in by_rest[: left - sum(whole)]:
+    whole[index] += 1
+  return [1 + count for count in whole]
+
+
+def _deal(counts: list[int]) -> Int[np.ndarray, "P"]:
   """The source of every index of one period."""
+  # A source has one sample allowed at most, as each must be given before the
+  # next is released: numbers of samples by priority are all that is compared.
   period, slack = sum(counts), 2 * len(counts) - 2
+  dtype = np.min_scalar_type(len(counts))
   if not slack:
-    yield from [0] * period
-    return
+    return np.zeros(period, dtype)
+  sources = np.repeat(np.arange(len(counts)), counts)
+  samples = _ramp(np.array(counts))
+  # In units of 1/slack samples all times are integers over `spans`.
+  spans = slack * np.array(counts)[sources]
+  releases = -(-period * (1 + slack * samples) // spans)
+  deadlines, parts = np.divmod(period * (slack - 1 + slack * samples), spans)
+  # Two parts differ by 1 / (slack * count * count) or are equal: quotients in
+  # double precision keep their order, as the period is at most MAX_PERIOD.
+  by_deadline = np.lexsort((sources, parts / spans, deadlines))
+  del deadlines, parts, spans, samples
+  priority = np.empty(period, np.int64)
+  priority[by_deadline] = np.arange(period)
+  by_release = np.argsort(releases, kind="stable")
+  released = np.searchsorted(
+    releases[by_release], np.arange(1, period + 1), "right"
+  )
+  del releases
+  return sources[by_deadline[_serve(priority[by_release], released)]].astype(
+    dtype
+  )
 
-  # Times are in units of 1/slack samples, so that all are integers over counts.
-  def release(source: int, sample: int) -> int:
-    """First index (1-based) at which the sample may be given."""
-    return -(-period * (1 + slack * sample) // (slack * counts[source]))
 
-  def deadline(source: int, sample: int) -> fractions.Fraction:
-    time = period * (slack - 1 + slack * sample)
-    return fractions.Fraction(time, slack * counts[source])
+def _serve(
+  waiting: Int[np.ndarray, "P"], released: Int[np.ndarray, "P"]
+) -> Int[np.ndarray, "P"]:
+  """Takes the first of those in the queue, once for each index.
 
-  waiting = [(release(source, 0), source, 0) for source in range(len(counts))]
-  heapq.heapify(waiting)
-  allowed: list[tuple[fractions.Fraction, int, int]] = []
-  for index in range(1, period + 1):
-    while waiting and waiting[0][0] <= index:
-      _, source, sample = heapq.heappop(waiting)
-      heapq.heappush(allowed, (deadline(source, sample), source, sample))
-    _, source, sample = heapq.heappop(allowed)
-    yield source
-    if sample + 1 < counts[source]:
-      heapq.heappush(waiting, (release(source, sample + 1), source, sample + 1))
+  Args:
+    waiting: priorities, in the order of their release.
+    released: how many are released by each index.
+
+  Returns:
+    The priority taken at each index.
+  """
+  taken = np.empty(len(waiting), np.int64)
+  queue: list[int] = []
+  push, pop, exchange = heapq.heappush, heapq.heappop, heapq.heappushpop
+  position = 0
+  # In blocks: Python's integers take ten times the room of NumPy's.
+  for first in range(0, len(waiting), _BLOCK):
+    until = released[first : first + _BLOCK].tolist()
+    ready = iter(waiting[position : until[-1]].tolist())
+    block = []
+    for count in until:
+      if count == position:
+        block.append(pop(queue))
+        continue
+      while count > position + 1:
+        push(queue, next(ready))
+        position += 1
+      block.append(exchange(queue, next(ready)))
+      position += 1
+    taken[first : first + _BLOCK] = block
+  return taken
+
+
+def _ramp(counts: np.ndarray) -> np.ndarray:
+  """0, 1, ... to each count, one after another."""
+  starts = np.cumsum(counts) - counts
+  return np.arange(counts.sum()) - np.repeat(starts, counts)

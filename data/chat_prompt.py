@@ -27,6 +27,8 @@ import re
 import secrets
 from typing import Any
 
+from jaxtyping import Int
+import numpy as np
 import tokenizers
 
 from data import chat
@@ -48,11 +50,41 @@ class Prompt:
   tokens: tuple[int, ...]
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Marked:
+  """A rendered conversation with its marks, in pieces.
+
+  Attributes:
+    pieces: Its text, cut anywhere but within a name of a special token.
+    mark: In it.
+  """
+
+  pieces: tuple[str, ...]
+  mark: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Encoded:
+  """Ids, and from which pieces of the text each is: mostly from one.
+
+  Attributes:
+    tokens: The ids.
+    first_pieces: Number of the piece with the token's first character.
+    last_pieces: The same of its last character.
+  """
+
+  tokens: Int[np.ndarray, "T"]
+  first_pieces: Int[np.ndarray, "T"]
+  last_pieces: Int[np.ndarray, "T"]
+
+
 class Encoder:
   """Encodes conversations by the templates of a tokenizer.
 
   Attributes:
     templates: The model's.
+    special: Matches a name of a special token; in marked text, one that the
+      template has placed.
   """
 
   def __init__(self, tokenizer_folder: str | pathlib.Path):
@@ -69,7 +101,7 @@ class Encoder:
     self._aliases = {
       name: f"\ufdef{nonce}.{number}\ufdef" for number, name in enumerate(names)
     }
-    self._name = _any_of(names)
+    self.special = _any_of(names)
     self._beginning = _any_of(
       {name[:end] for name in names for end in range(1, len(name))}, tail=r"\Z"
     )
@@ -92,9 +124,49 @@ class Encoder:
         characters that are needed for marks.
     """
     given = [messages, tools, documents, arguments]
-    mark = _unused(json.dumps(given, ensure_ascii=False, default=str))
+    mark = unused_mark(given)
+    text = self.render(
+      messages,
+      mark=mark,
+      add_generation_prompt=add_generation_prompt,
+      continue_final_message=continue_final_message,
+      tools=tools,
+      documents=documents,
+      arguments=arguments,
+    )
+    encoding = self._backend.encode(
+      self._named(text, mark), add_special_tokens=False
+    )
+    return Prompt(text=text.replace(mark, ""), tokens=tuple(encoding.ids))
+
+  def render(
+    self,
+    messages: Sequence[Mapping[str, Any]],
+    *,
+    mark: str,
+    add_generation_prompt: bool,
+    continue_final_message: bool = False,
+    tools: Sequence[Any] | None = None,
+    documents: Sequence[Any] | None = None,
+    arguments: Mapping[str, Any] | None = None,
+  ) -> str:
+    """The text of a conversation, with marks; see `chat.Templates.render`.
+
+    Args:
+      messages: The conversation.
+      mark: From `unused_mark`.
+      add_generation_prompt: End with what begins the model's answer.
+      continue_final_message: End within the last message.
+      tools: Functions that the model may call.
+      documents: Texts that it may use.
+      arguments: What else the template asks for.
+
+    Raises:
+      ValueError: No template, or it refuses the messages.
+    """
+    given = [messages, tools, documents, arguments]
     messages, tools, documents, arguments = self._with_marks(given, mark)
-    text = self.templates.render(
+    return self.templates.render(
       messages,
       add_generation_prompt=add_generation_prompt,
       continue_final_message=continue_final_message,
@@ -102,15 +174,29 @@ class Encoder:
       documents=documents,
       arguments=arguments,
     )
-    named = self._name.sub(lambda found: self._aliases[found[0]], text)
-    encoding = self._backend.encode(
-      named.replace(mark, ""), add_special_tokens=False
-    )
-    return Prompt(text=text.replace(mark, ""), tokens=tuple(encoding.ids))
+
+  def encode_pieces(self, batch: Sequence[Marked]) -> list[Encoded]:
+    """Ids of rendered conversations, as of one text each; on all cores."""
+    texts, borders = [], []
+    for marked in batch:
+      named = [self._named(piece, marked.mark) for piece in marked.pieces]
+      texts.append("".join(named))
+      assert texts[-1] == self._named("".join(marked.pieces), marked.mark)
+      borders.append(np.cumsum([len(piece) for piece in named]))
+    encodings = self._backend.encode_batch(texts, add_special_tokens=False)
+    return [
+      _with_pieces(encoding, ends)
+      for encoding, ends in zip(encodings, borders, strict=True)
+    ]
+
+  def _named(self, text: str, mark: str) -> str:
+    """The text that is encoded: its names are others, and it has no marks."""
+    named = self.special.sub(lambda found: self._aliases[found[0]], text)
+    return named.replace(mark, "")
 
   def _with_marks(self, value: Any, mark: str) -> Any:
     if isinstance(value, str):
-      value = self._name.sub(lambda m: m[0][:1] + mark + m[0][1:], value)
+      value = self.special.sub(lambda m: m[0][:1] + mark + m[0][1:], value)
       return self._beginning.sub(lambda m: m[0] + mark, value)
     if isinstance(value, Mapping):
       return {
@@ -122,6 +208,21 @@ class Encoder:
     return value
 
 
+def _with_pieces(
+  encoding: tokenizers.Encoding, ends: Int[np.ndarray, "_"]
+) -> Encoded:
+  """Pieces that end there, of each token."""
+  offsets = np.array(encoding.offsets, np.int64).reshape(-1, 2)
+  starts, stops = offsets[:, 0], offsets[:, 1]
+  # A token without characters counts as one at its place.
+  lasts = np.maximum(stops - 1, starts)
+  return Encoded(
+    tokens=np.array(encoding.ids, np.int32),
+    first_pieces=np.searchsorted(ends, starts, "right"),
+    last_pieces=np.searchsorted(ends, lasts, "right"),
+  )
+
+
 def _any_of(names: Collection[str], *, tail: str = "") -> re.Pattern[str]:
   """The longest of them; of none, a pattern that nothing has."""
   longest = sorted(names, key=len, reverse=True)
@@ -129,7 +230,13 @@ def _any_of(names: Collection[str], *, tail: str = "") -> re.Pattern[str]:
   return re.compile(f"(?:{words}){tail}" if words else r"(?!)")
 
 
-def _unused(text: str) -> str:
+def unused_mark(given: Any) -> str:
+  """A mark that occurs in nothing of what is given to a template.
+
+  Raises:
+    ValueError: There is none.
+  """
+  text = json.dumps(given, ensure_ascii=False, default=str)
   for mark in _MARKS:
     if mark not in text:
       return mark

@@ -97,6 +97,35 @@ class ChatPromptTest(parameterized.TestCase):
     )
     self.assertEndsWith(prompt.text, "ab <|eot")
 
+  @parameterized.parameters(*_NAMES)
+  def test_pieces_of_a_text(self, name):
+    encoder = chat_prompt.Encoder(_TESTDATA / name)
+    tokenizer = tokenizer_lib.Tokenizer.load(_TESTDATA / name)
+    batch, prompts = [], []
+    for content in ("a</s> b<|eot_id|> <z", "\ud55c\uad6d\uc5b4 \U0001f600 z"):
+      messages = [{"role": "user", "content": content}]
+      prompts.append(encoder.encode(messages, add_generation_prompt=True))
+      mark = chat_prompt.unused_mark(messages)
+      text = encoder.render(messages, mark=mark, add_generation_prompt=True)
+      at = text.index(content[-1])
+      pieces = (text[:at], "", text[at:])
+      batch.append(chat_prompt.Marked(pieces=pieces, mark=mark))
+    encoded = encoder.encode_pieces(batch)
+    for marked, one, prompt in zip(batch, encoded, prompts, strict=True):
+      self.assertEqual(tuple(one.tokens), prompt.tokens)
+      self.assertTrue((one.first_pieces <= one.last_pieces).all())
+      self.assertSetEqual({*one.first_pieces, *one.last_pieces}, {0, 2})
+      # A token on the border is of both; the others are of one.
+      before = one.tokens[one.last_pieces == 0]
+      after = one.tokens[one.first_pieces == 2]
+      first, _, last = (
+        p.replace(marked.mark, "").replace(" ", "") for p in marked.pieces
+      )
+      self.assertStartsWith(first, tokenizer.decode(before).replace(" ", ""))
+      self.assertEndsWith(last, tokenizer.decode(after).replace(" ", ""))
+      self.assertLessEqual(len(before) + len(after), len(one.tokens))
+      self.assertGreaterEqual(len(before) + len(after), len(one.tokens) - 1)
+
   def test_all_marks_are_taken(self):
     encoder = chat_prompt.Encoder(_TESTDATA / _NAMES[0])
     text = "".join(chr(code) for code in range(0xFDD0, 0xFDF0))

@@ -2,9 +2,14 @@
 
 import json
 import pathlib
+from typing import Any
 import zipfile
 
+import pyarrow as pa
+from pyarrow import ipc
+
 from data import config as config_lib
+from data import indexed
 from data import manifest
 from data import tokenization
 from data import tokenizer as tokenizer_lib
@@ -53,6 +58,39 @@ def write_dataset(
     num_shards=num_shards, record_tokens=record_tokens
   )
   return tokenization.run([file], folder, tokenizer=tokenizer, options=options)
+
+
+def write_megatron(
+  prefix: pathlib.Path, texts: list[str], *, tokenizer: pathlib.Path
+) -> pathlib.Path:
+  """Writes documents as Megatron's PREFIX.bin and PREFIX.idx."""
+  loaded = tokenizer_lib.Tokenizer.load(tokenizer)
+  with indexed.Writer(prefix, indexed.best_dtype(loaded.vocab_size)) as writer:
+    for text in texts:
+      writer.add_document([[*loaded.encode(text), loaded.eos_id]])
+  return prefix
+
+
+def write_arrow(
+  folder: pathlib.Path, rows: list[dict[str, Any]], *, num_files: int = 2
+) -> pathlib.Path:
+  """Writes rows as `Dataset.save_to_disk` of Hugging Face's datasets does.
+
+  The layout is that of arrow_dataset.py in its version 4: Arrow streams of
+  equal parts, and state.json that names them.
+  """
+  folder.mkdir(parents=True)
+  names = []
+  for number in range(num_files):
+    first, last = (len(rows) * i // num_files for i in (number, number + 1))
+    table = pa.Table.from_pylist(rows[first:last])
+    names.append(f"data-{number:05d}-of-{num_files:05d}.arrow")
+    with ipc.new_stream(str(folder / names[-1]), table.schema) as writer:
+      writer.write_table(table, max_chunksize=8)
+  state = {"_data_files": [{"filename": name} for name in names]}
+  (folder / "state.json").write_text(json.dumps(state))
+  (folder / "dataset_info.json").write_text(json.dumps({"features": {}}))
+  return folder
 
 
 def write_mixture(root: pathlib.Path, **settings) -> config_lib.DataConfig:

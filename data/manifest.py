@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import pathlib
+from typing import Any
 
 FORMAT = "cacao-tokens"
 VERSION = 1
@@ -27,6 +28,7 @@ class Shard:
 
   Attributes:
     num_empty: documents of the input that had no text, and were left out.
+    num_dropped: documents with text that were left out on purpose.
     num_bytes: UTF-8 text that the tokens stand for, without the eos.
     tokens_sha256: digest of the token ids, whatever the container's bytes are.
     records_size, records_sha256: of the .array_record file, in bytes.
@@ -43,6 +45,7 @@ class Shard:
   records_sha256: str
   documents_size: int
   documents_sha256: str
+  num_dropped: int = 0
 
   @property
   def records_file(self) -> str:
@@ -84,6 +87,8 @@ class Manifest:
     dtype: of the ids, "uint16" or "uint32".
     record_tokens: most tokens in a record.
     shards: in the order of the token stream.
+    screening: what was looked for in the documents, and how many were left out
+      why; empty if all were taken.
   """
 
   tokenizer: str
@@ -92,6 +97,7 @@ class Manifest:
   dtype: str
   record_tokens: int
   shards: tuple[Shard, ...]
+  screening: dict[str, Any] = dataclasses.field(default_factory=dict)
   format: str = FORMAT
   version: int = VERSION
 

@@ -1,4 +1,5 @@
 import dataclasses
+import gzip
 import multiprocessing
 import pathlib
 import threading
@@ -8,6 +9,7 @@ from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
+import fsspec
 import numpy as np
 
 from data import documents
@@ -81,6 +83,25 @@ class TokenizationTest(parameterized.TestCase):
     np.testing.assert_array_equal(
       one.read(0, jsonl.num_tokens), two.read(0, jsonl.num_tokens)
     )
+
+  def test_urls_and_compressed_files_give_the_same_tokens(self):
+    expected = self.run_it()
+    filesystem = fsspec.filesystem("memory")
+    content = gzip.compress(self.input.read_bytes())
+    filesystem.pipe_file("/tokenization/in.jsonl.gz", content)
+    url = "memory://tokenization/in.jsonl.gz"
+    made = self.run_it(self.folder / "url", inputs=[url])
+    tokens = [
+      source.read(0, expected.num_tokens).tolist()
+      for source in map(
+        array_record.ArrayRecordSource, (self.output, self.folder / "url")
+      )
+    ]
+    self.assertEqual(tokens[0], tokens[1])
+    self.assertEqual(made.num_bytes, expected.num_bytes)
+    filesystem.pipe_file("/tokenization/in.jsonl.gz", content + content)
+    with self.assertRaisesRegex(ValueError, "another input"):
+      self.run_it(self.folder / "url", inputs=[url])
 
   def test_a_whole_dataset_is_left_as_is(self):
     first = self.run_it()
@@ -173,6 +194,17 @@ class TokenizationTest(parameterized.TestCase):
     tokenizer_lib.Tokenizer.train(_TEXTS, vocab_size=301).save(self.tokenizer)
     with self.assertRaisesRegex(ValueError, "another tokenizer, input"):
       self.run_it()
+
+  def test_a_job_that_made_nothing_may_be_changed(self):
+    with self.assertRaisesRegex(ValueError, "no field 'body' in text"):
+      self.run_it(field="body")
+    self.assertFalse(self.output.exists())  # Found before anything is noted.
+    with (
+      mock.patch.object(tokenization, "_make_shard", side_effect=ValueError),
+      self.assertRaises(ValueError),
+    ):
+      self.run_it(num_shards=2)
+    self.assertEqual(self.run_it(), self.run_it(self.folder / "expected"))
 
   def test_refuses_bad_input(self):
     with self.assertRaisesRegex(ValueError, "does not exist"):

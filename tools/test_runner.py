@@ -5,6 +5,7 @@ The main of every `py_test` of //tools:py.bzl. A test file that forgets
 A shard with no test is fine as long as another has one; so is a skipped test.
 """
 
+import os
 import pathlib
 import runpy
 import sys
@@ -38,6 +39,8 @@ def count_calls(cls, method, amount):
 
 def main(argv):
   """Runs `argv[0]`, a path from the root of the tree, as `__main__`."""
+  if "TEST_TMPDIR" in os.environ:  # Not the user's cache directory.
+    os.environ["XDG_CACHE_HOME"] = os.environ["TEST_TMPDIR"] + "/cache"
   # Found before sharding, started after it.
   found = count_calls(unittest.TestLoader, "getTestCaseNames", len)
   started = count_calls(unittest.TestResult, "startTest", lambda _: 1)

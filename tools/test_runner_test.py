@@ -50,6 +50,13 @@ class TestRunnerTest(absltest.TestCase):
     result = self.run_file(_CASES.format(one="self.fail()") + _MAIN)
     self.assertEqual(result.returncode, 1, result.stdout)
 
+  def test_has_a_cache_directory_of_its_own(self):
+    one = "import os; print(os.environ['XDG_CACHE_HOME'])"
+    folder = self.create_tempdir().full_path
+    text = _CASES.format(one=one) + _MAIN
+    result = self.run_file(text, TEST_TMPDIR=folder, XDG_CACHE_HOME="/home")
+    self.assertIn(f"{folder}/cache\n", result.stdout)
+
   def test_fails_without_main(self):
     result = self.run_file(_CASES.format(one="pass"))
     self.assertEqual(result.returncode, 1, result.stdout)

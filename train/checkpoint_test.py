@@ -197,8 +197,8 @@ class CheckpointTest(absltest.TestCase):
           config.execution, param_dtype="bfloat16"
         )
       },
-      "run.batch_size: 8 -> 16": {
-        "run": dataclasses.replace(config.run, batch_size=16)
+      "optimizer.kind: 'adamw' -> 'lion'": {
+        "optimizer": dataclasses.replace(config.optimizer, kind="lion")
       },
     }
     for message, other in refused.items():

@@ -12,6 +12,7 @@ from typing import Any
 import ml_collections
 
 from data import config as data_config
+from data import stages as stages_lib
 from model import config as model_config
 from model import overrides
 from model import schema
@@ -33,6 +34,7 @@ class LoopConfig:
     accumulation: Pieces in which a batch goes through the model.
     seed: Of the initial parameters (data has its own).
     log_every: Steps between console lines.
+    log_samples: Write what each step's rows are made of to samples.jsonl.
   """
 
   steps: int
@@ -41,6 +43,7 @@ class LoopConfig:
   accumulation: int = 1
   seed: int = 0
   log_every: int = 10
+  log_samples: bool = False
 
   def __post_init__(self):
     for name in ("steps", "batch_size", "seq_len", "accumulation", "log_every"):
@@ -132,6 +135,17 @@ class RunConfig:
         f"run.seq_len={self.run.seq_len} exceeds the model's context, "
         f"model.max_seq_len={self.model.max_seq_len}."
       )
+    for number, stage in enumerate(self.data.stages):
+      if stage.seq_len > self.model.max_seq_len:
+        raise ValueError(
+          f"data.stages[{number}].seq_len={stage.seq_len} exceeds the model's "
+          f"context, model.max_seq_len={self.model.max_seq_len}."
+        )
+      if stage.batch_size % self.run.accumulation:
+        raise ValueError(
+          f"data.stages[{number}].batch_size={stage.batch_size} must be a "
+          f"multiple of run.accumulation={self.run.accumulation}."
+        )
     balance_lib.check_model(self.balance, self.model)
     if self.eval.prompts and self.data.kind is data_config.Kind.SYNTHETIC:
       raise ValueError(
@@ -147,28 +161,38 @@ class RunConfig:
       )
     schedule_lib.make(self.schedule, run_steps=self.run.steps)
 
+  def stages(self) -> list[stages_lib.Stage]:
+    """The parts of the run, with the shape of their batches."""
+    return stages_lib.resolve(
+      self.data.stages, seq_len=self.run.seq_len, batch_size=self.run.batch_size
+    )
+
 
 # Settings that no resumed run can change: its arrays have the shapes and dtypes
-# that these give, or its place in the data means something by them.
+# that these give, or its place in the data means something by them. What else
+# decides the rows (sources, stages, batches) may change for those that are to
+# come: data/plan.py sees to it that those before stay the same.
 FIXED = (
   "data.kind",
   "data.mask_documents",
+  "data.mixture",
   "data.recipe",
   "data.seed",
+  "data.sequence",
   "data.shuffle",
-  "data.sources",
   "data.vocab_size",
   "execution.param_dtype",
   "model.",
   "optimizer.decay",
-  "run.batch_size",
-  "run.seq_len",
+  "optimizer.first_moment_dtype",
+  "optimizer.kind",
 )
 
 # Settings that may differ when a run is resumed: they change how it is computed
 # or what is reported, not the function that is trained.
 _MAY_CHANGE = (
   "checkpoint.",
+  "data.megatron.cache",
   "data.num_workers",
   "data.prefetch_batches",
   "data.root",
@@ -181,6 +205,7 @@ _MAY_CHANGE = (
   "model.name",
   "run.accumulation",
   "run.log_every",
+  "run.log_samples",
 )
 
 
@@ -255,6 +280,9 @@ def _absolute(
     data,
     tokenizer=absolute(data.tokenizer),
     root=absolute(data.root),
+    megatron=dataclasses.replace(
+      data.megatron, cache=absolute(data.megatron.cache)
+    ),
     sources=tuple(
       dataclasses.replace(
         source,

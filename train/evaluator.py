@@ -93,7 +93,13 @@ class Evaluator:
     if jax.process_index() != 0:
       return results
     baselines = {}
-    if results and self._data.kind is data_config.Kind.DATASETS:
+    # Baselines are counted in held-out files, token by token.
+    has_tokens = (
+      self._data.kind is data_config.Kind.DATASETS
+      and self._data.sequence.kind in ("chunk", "pack")
+      and not self._data.megatron.eval_samples
+    )
+    if results and has_tokens:
       baselines = dict(baseline.measure(self._data))
     if results:
       logging.info(

@@ -1,5 +1,6 @@
 """The training loop: next batch, step, log, evaluate, save."""
 
+import collections.abc
 import contextlib
 import dataclasses
 import json
@@ -12,6 +13,7 @@ import jax
 from data import catalog
 from data import pipeline
 from data import recipes
+from data import stages as stages_lib
 from model import flops
 from model import schema
 from model import sharding
@@ -24,6 +26,7 @@ from train import initial
 from train import metrics as metrics_lib
 from train import preemption
 from train import program as program_lib
+from train import samples as samples_lib
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -101,12 +104,18 @@ def run(
 
     writer = metrics_lib.Writer(workdir, start_step=start)
     stack.callback(writer.close)
+    samples = None
+    if config.run.log_samples:
+      samples = samples_lib.Log(workdir, start_step=start)
+      stack.callback(samples.close)
     evaluator = evaluator_lib.Evaluator(config, data, program, mesh, writer)
     progress = _progress(config, writer, start)
     for step in range(start + 1, config.run.steps + 1):
       batch = sharding.put_batch(next(batches), mesh)
       state, metrics = program.train_step(state, batch)
       progress.record(step, metrics)
+      if samples is not None:
+        samples.write(step, batches.locate(step - 1))
       last = step == config.run.steps
       stopped_by = stop.signal  # Read once: it may change at any moment.
       if step % config.checkpoint.every == 0 or last or stopped_by:
@@ -132,6 +141,7 @@ def _train_batches(config, data) -> pipeline.Batches:
     global_batch_size=config.run.batch_size,
     shard_index=jax.process_index(),
     shard_count=jax.process_count(),
+    num_steps=config.run.steps,
   )
 
 
@@ -165,6 +175,18 @@ def _write_config(config: config_lib.RunConfig, workdir: pathlib.Path) -> None:
     (workdir / "config.json").write_text(text + "\n", encoding="utf-8")
 
 
+def _flops_per_token(
+  config: config_lib.RunConfig,
+) -> collections.abc.Callable[[int], float]:
+  """By the number of an update (1 is the first)."""
+  stages = config.stages()
+  by_length = {
+    stage.seq_len: flops.train_per_token(config.model, seq_len=stage.seq_len)
+    for stage in stages
+  }
+  return lambda step: by_length[stages_lib.at(stages, step - 1).seq_len]
+
+
 def _progress(config, writer, start: int) -> metrics_lib.Progress:
   peak = hardware.peak(config.execution.compute_dtype)
   logging.info(
@@ -181,8 +203,6 @@ def _progress(config, writer, start: int) -> metrics_lib.Progress:
     start_step=start,
     total_steps=config.run.steps,
     log_every=config.run.log_every,
-    flops_per_token=flops.train_per_token(
-      config.model, seq_len=config.run.seq_len
-    ),
+    flops_per_token=_flops_per_token(config),
     peak_flops=peak.flops,
   )

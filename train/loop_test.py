@@ -6,11 +6,16 @@ import pathlib
 
 from absl.testing import absltest
 from absl.testing import parameterized
+import numpy as np
 
+from data import config as data_config
+from data import fixtures as data_fixtures
+from data import indexed
 from model import checkpoint
 from train import fixtures
 from train import loop
 from train import metrics
+from train import samples
 from train import step
 
 
@@ -85,6 +90,48 @@ class LoopTest(parameterized.TestCase):
       )
     saved = json.loads((self.workdir / "config.json").read_text())
     self.assertEqual(saved["run"]["steps"], 4)
+
+  def test_megatron_by_config_alone(self):
+    data = data_fixtures.write_mixture(self.root / "data")
+    sources = []
+    for source in data.sources:
+      prefix = str(self.root / source.name)
+      with indexed.Writer(prefix, np.uint16) as writer:
+        for length in range(5, 60):
+          writer.add_document([np.arange(length)])
+      sources.append(dataclasses.replace(source, path=prefix, eval_path=""))
+    run = fixtures.run_config(
+      dataclasses.replace(
+        data,
+        sources=tuple(sources),
+        mixture="megatron",
+        megatron=data_config.MegatronConfig(split="8,2,0", eval_samples=8),
+      ),
+      steps=4,
+    )
+    run = dataclasses.replace(
+      run, run=dataclasses.replace(run.run, log_samples=True)
+    )
+    result = loop.run(run, self.workdir)
+    self.assertEqual(result.step, 4)
+    self.assertEqual(set(result.held_out), {"a", "b", "blend"})
+    lines = samples.read(self.workdir)
+    names = [row[0] for line in lines for row in line["rows"]]
+    # Megatron's greedy order of .7 and .3.
+    self.assertEqual("".join(names[:10]), "abaabaabaa")
+    self.assertEqual([line["step"] for line in lines], [1, 2, 3, 4])
+
+  def test_a_run_that_is_longer_than_its_data_is_refused(self):
+    run = self._text_run(steps=500)
+    sources = tuple(
+      dataclasses.replace(source, max_epochs=2.0) for source in run.data.sources
+    )
+    data = dataclasses.replace(run.data, sources=sources, on_exhaustion="stop")
+    with self.assertRaisesRegex(
+      ValueError, r"needs 500 steps.*after step \d+: data.sources\[\w\]"
+    ):
+      loop.run(dataclasses.replace(run, data=data), self.workdir)
+    self.assertFalse(self.workdir.exists())
 
   def test_synthetic_data_has_no_baselines(self):
     result = loop.run(fixtures.run_config(steps=3), self.workdir)

@@ -50,7 +50,9 @@ def measure(
     global_batch_size=config.run.batch_size,
     shard_index=jax.process_index(),
     shard_count=jax.process_count(),
+    num_steps=config.run.steps,
   )
+  shape = config.stages()[0]
   with jax.set_mesh(mesh):
     program = program_lib.build(config, mesh)
     state = program.init()
@@ -81,16 +83,16 @@ def measure(
   timed = timings[_UNTIMED_STEPS:]
   median = statistics.median(timing.wall for timing in timed)
   median_cpu = statistics.median(timing.cpu for timing in timed)
-  tokens = config.run.batch_size * config.run.seq_len
+  tokens = shape.batch_size * shape.seq_len
   flops_per_step = tokens * flops.train_per_token(
-    config.model, seq_len=config.run.seq_len
+    config.model, seq_len=shape.seq_len
   )
   peak = hardware.peak(config.execution.compute_dtype)
   return {
     "model": config.model.name,
     "parameters": flops.count_parameters(config.model).total,
-    "batch_size": config.run.batch_size,
-    "seq_len": config.run.seq_len,
+    "batch_size": shape.batch_size,
+    "seq_len": shape.seq_len,
     "compute_dtype": config.execution.compute_dtype,
     "devices": f"{jax.device_count()} {jax.devices()[0].device_kind}",
     "steps": num_steps,

@@ -1,5 +1,6 @@
 """What a run reports: console, TensorBoard and `metrics.jsonl`."""
 
+from collections.abc import Callable
 import json
 import math
 import os
@@ -99,7 +100,7 @@ class Progress:
     start_step: int,
     total_steps: int,
     log_every: int,
-    flops_per_token: float,
+    flops_per_token: Callable[[int], float],
     peak_flops: float,
   ):
     self._writer = writer
@@ -110,6 +111,7 @@ class Progress:
     self._pending = None
     self._window_step = start_step
     self._window_tokens = 0.0
+    self._window_flops = 0.0
     self._window_start = time.perf_counter()
 
   def record(self, step: int, metrics: dict[str, jax.Array]) -> None:
@@ -138,6 +140,7 @@ class Progress:
         "optimizer.clip_norm, or look at the data of this step."
       )
     self._window_tokens += values["tokens"]
+    self._window_flops += values["tokens"] * self._flops_per_token(step)
     if step % self._every == 0 or step == self._total:
       self._log(step, values)
 
@@ -158,7 +161,7 @@ class Progress:
     values["step_seconds"] = seconds / num_steps
     mfu_text = ""
     if self._peak:
-      values["mfu"] = tokens_per_second * self._flops_per_token / self._peak
+      values["mfu"] = self._window_flops / seconds / self._peak
       mfu_text = f" mfu {100 * values['mfu']:4.1f}%"
     eta = (self._total - step) * values["step_seconds"]
     logging.info(
@@ -175,6 +178,7 @@ class Progress:
     self._writer.write(step, "train", values)
     self._window_step = step
     self._window_tokens = 0.0
+    self._window_flops = 0.0
     self._window_start = time.perf_counter()
 
 

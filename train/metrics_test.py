@@ -38,7 +38,7 @@ class MetricsTest(parameterized.TestCase):
       "start_step": 0,
       "total_steps": 10,
       "log_every": 2,
-      "flops_per_token": 5.0,
+      "flops_per_token": lambda step: 5.0,
       "peak_flops": 1e6,
     }
     return metrics.Progress(self._writer(), **(defaults | settings))

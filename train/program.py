@@ -42,8 +42,9 @@ class Program:
     init: () -> fresh state, made in place on the devices.
     begin: (params) -> state that begins with these; they are donated.
     train_step: (state, batch) -> (state, metrics); `state` is donated.
+    train_steps: The same, compiled, by (batch size, sequence length).
     eval_step: (params, batch) -> loss sums.
-    compile_seconds: Wall time of tracing and compiling `train_step`.
+    compile_seconds: Wall time of tracing and compiling `train_steps`.
   """
 
   graphdef: nnx.GraphDef
@@ -51,27 +52,38 @@ class Program:
   shardings: step_lib.TrainState
   init: Callable[[], step_lib.TrainState]
   begin: Callable[[Any], step_lib.TrainState]
-  train_step: jax.stages.Compiled
+  train_steps: dict[tuple[int, int], jax.stages.Compiled]
   eval_step: Callable[..., Any]
   compile_seconds: float
+
+  def train_step(
+    self, state: step_lib.TrainState, batch: step_lib.Batch
+  ) -> tuple[step_lib.TrainState, step_lib.Metrics]:
+    """One update, by the program for the batch's shape."""
+    return self.train_steps[batch["tokens"].shape](state, batch)
 
 
 def check_batch(config: config_lib.RunConfig, mesh: jax.sharding.Mesh) -> None:
   """Refuses a batch that does not fit the mesh.
 
   Raises:
-    ValueError: Names run.batch_size and a size that would fit.
+    ValueError: Names the batch size and one that would fit.
   """
   shards = sharding.num_batch_shards(mesh)
   unit = shards * config.run.accumulation
-  if config.run.batch_size % unit:
-    fitting = -(-config.run.batch_size // unit) * unit
-    axes = " * ".join(f"mesh.{axis}" for axis in sharding.BATCH_AXES)
-    raise ValueError(
-      f"run.batch_size={config.run.batch_size} must be a multiple of {unit}: "
-      f"{shards} batch shards ({axes}) times "
-      f"run.accumulation={config.run.accumulation}; {fitting} would do."
-    )
+  sizes = {"run.batch_size": config.run.batch_size} | {
+    f"data.stages[{number}].batch_size": stage.batch_size
+    for number, stage in enumerate(config.data.stages)
+  }
+  for field, size in sizes.items():
+    if size % unit:
+      fitting = -(-size // unit) * unit
+      axes = " * ".join(f"mesh.{axis}" for axis in sharding.BATCH_AXES)
+      raise ValueError(
+        f"{field}={size} must be a multiple of {unit}: "
+        f"{shards} batch shards ({axes}) times "
+        f"run.accumulation={config.run.accumulation}; {fitting} would do."
+      )
 
 
 def build(config: config_lib.RunConfig, mesh: jax.sharding.Mesh) -> Program:
@@ -106,9 +118,13 @@ def build(config: config_lib.RunConfig, mesh: jax.sharding.Mesh) -> Program:
     out_shardings=(shardings, jax.sharding.NamedSharding(mesh, P())),
   )
   start = time.perf_counter()
-  compiled = train_step.lower(
-    sharding.with_shardings(shapes, shardings), _batch_shapes(config, mesh)
-  ).compile()
+  compiled = {}
+  for stage in config.stages():
+    shape = (stage.batch_size, stage.seq_len)
+    if shape not in compiled and stage.first_step < config.run.steps:
+      compiled[shape] = train_step.lower(
+        sharding.with_shardings(shapes, shardings), _batch_shapes(shape, mesh)
+      ).compile()
   compile_seconds = time.perf_counter() - start
   _return_free_memory()
   return Program(
@@ -121,7 +137,7 @@ def build(config: config_lib.RunConfig, mesh: jax.sharding.Mesh) -> Program:
       donate_argnums=0,
       out_shardings=shardings,
     ),
-    train_step=compiled,
+    train_steps=compiled,
     eval_step=jax.jit(
       step_lib.make_eval_step(graphdef=graphdef, loss=config.loss)
     ),
@@ -130,9 +146,8 @@ def build(config: config_lib.RunConfig, mesh: jax.sharding.Mesh) -> Program:
 
 
 def _batch_shapes(
-  config: config_lib.RunConfig, mesh: jax.sharding.Mesh
+  shape: tuple[int, int], mesh: jax.sharding.Mesh
 ) -> dict[str, jax.ShapeDtypeStruct]:
-  shape = (config.run.batch_size, config.run.seq_len)
   return {
     name: jax.ShapeDtypeStruct(
       shape, dtype, sharding=sharding.batch_sharding(mesh)

@@ -61,7 +61,7 @@ class ProgramTest(absltest.TestCase):
     mesh = self._mesh(fsdp=8)
     with jax.set_mesh(mesh):
       built = program.build(self._run(8), mesh)
-      memory = built.train_step.memory_analysis()
+      memory = built.train_steps[8, fixtures.SEQ_LEN].memory_analysis()
     assert memory is not None
     state = sum(x.nbytes for x in jax.tree.leaves(built.init())) / 8
     self.assertGreater(memory.alias_size_in_bytes, 0.9 * state)

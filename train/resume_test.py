@@ -1,5 +1,6 @@
 """A killed run, started again, ends with the bits of one that was not."""
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -12,9 +13,12 @@ import time
 
 from absl.testing import absltest
 
+from data import config as data_config
+from data import pipeline
 from train import config
 from train import fixtures
 from train import metrics
+from train import samples
 
 _STEPS = 300
 _EVERY = 20
@@ -53,15 +57,29 @@ class ResumeTest(absltest.TestCase):
   def setUp(self):
     super().setUp()
     self.root = pathlib.Path(self.create_tempdir().full_path)
+    # The second half has other weights, and batches of another shape.
+    half = _STEPS // 2 * 8 * fixtures.SEQ_LEN
+    stages = (
+      data_config.StageConfig(tokens=half),
+      data_config.StageConfig(weights=(0.2, 0.8), seq_len=24, batch_size=12),
+    )
     run = fixtures.text_config(
       self.root / "data",
       steps=_STEPS,
       checkpoint=config.CheckpointConfig(every=_EVERY, keep=2),
       eval=config.EvalConfig(every=_STEPS, max_batches=1),
       run=config.LoopConfig(
-        steps=_STEPS, batch_size=8, seq_len=fixtures.SEQ_LEN, log_every=1
+        steps=_STEPS,
+        batch_size=8,
+        seq_len=fixtures.SEQ_LEN,
+        log_every=1,
+        log_samples=True,
       ),
     )
+    run = dataclasses.replace(
+      run, data=dataclasses.replace(run.data, stages=stages)
+    )
+    self.data = run.data
     self.experiment = fixtures.write_experiment(self.root / "run.py", run)
 
   def _start(self, workdir: pathlib.Path) -> subprocess.Popen:
@@ -90,6 +108,25 @@ class ResumeTest(absltest.TestCase):
     process.communicate()
     self.assertLess(_last_step(workdir), _STEPS)
 
+  def _check_samples(self, workdir: pathlib.Path) -> None:
+    """Each planned sample was trained on once, in its place."""
+    batches = pipeline.make(
+      self.data, seq_len=fixtures.SEQ_LEN, global_batch_size=8
+    )
+    lines = samples.read(workdir)
+    self.assertEqual(
+      [line["step"] for line in lines], list(range(1, _STEPS + 1))
+    )
+    for line in lines:
+      planned = batches.locate(line["step"] - 1)
+      self.assertEqual(
+        line["rows"], [[row.source, row.epoch, row.number] for row in planned]
+      )
+    for stage in (lines[: _STEPS // 2], lines[_STEPS // 2 :]):
+      seen = [(row[0], row[2]) for line in stage for row in line["rows"]]
+      self.assertEqual(len(set(seen)), len(seen))
+    self.assertEqual({len(line["rows"]) for line in stage}, {12})
+
   def test_sigkill_and_rerun(self):
     whole, killed, control = (
       self.root / n for n in ("whole", "killed", "control")
@@ -106,6 +143,7 @@ class ResumeTest(absltest.TestCase):
     with self.subTest(f"killed at step {step}"):
       self.assertEqual(_final(killed), expected)
       self.assertEqual(_losses(killed), _losses(whole))
+      self._check_samples(killed)
 
     # The control: without the iterator's state the result must differ.
     for meta in (control / "checkpoints").glob("*/meta"):

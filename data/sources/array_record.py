@@ -42,6 +42,12 @@ class ArrayRecordSource:
           f"dataset {str(directory)!r} is damaged: {damage}; restore the file,"
           " or remove the directory and run //tools/tokenize again"
         )
+    if np.iinfo(self.manifest.dtype).max < self.manifest.vocab_size - 1:
+      raise ValueError(
+        f"dataset {str(directory)!r} is damaged: its manifest has the dtype"
+        f" {self.manifest.dtype}, which cannot hold its"
+        f" {self.manifest.vocab_size} ids; run //tools/tokenize again"
+      )
     if not self.manifest.num_tokens:
       raise ValueError(f"dataset {str(directory)!r} is empty; tokenize text")
     lengths = [self._lengths(shard) for shard in self.manifest.shards]

@@ -131,6 +131,13 @@ class ArrayRecordSourceTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, f"{file} cannot be read"):
       array_record.ArrayRecordSource(self.dataset)
 
+  def test_a_dtype_that_cannot_hold_the_ids_is_refused(self):
+    file = self.dataset / manifest.FILE
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps({**content, "vocab_size": 65537}))
+    with self.assertRaisesRegex(ValueError, "uint16, .* hold its 65537 ids"):
+      array_record.ArrayRecordSource(self.dataset)
+
   def test_bad_manifests_are_refused(self):
     with self.assertRaisesRegex(ValueError, "does not exist"):
       array_record.ArrayRecordSource(self.folder / "missing")
