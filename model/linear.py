@@ -8,16 +8,18 @@ the time of x^T g, which is the same numbers (linear_benchmark.py, a Zen 5 CPU).
 
 For serving, a weight may be `Int8` in place of an array (8 bits for each number
 and a scale for each output) or `Split` in pieces. A parameter may hold any, and
-nothing but this module looks inside.
+nothing but this module and kernels/grouped_matmul.py looks inside.
 """
 
 import dataclasses
 import functools
 import math
 import types
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
 
@@ -86,14 +88,42 @@ def quantize(
     stacked: Leading dims that stay in front: of layers, of experts.
   """
   kept = [d for d in range(stacked, weight.ndim) if d not in summed]
-  ordered = jnp.transpose(
-    weight.astype(jnp.float32), (*range(stacked), *kept, *sorted(summed))
+  largest = jnp.max(jnp.abs(weight), axis=summed, keepdims=True)
+  scale = largest.astype(jnp.float32) / 127
+  values = jnp.round(
+    weight.astype(jnp.float32) / jnp.where(scale == 0, 1, scale)
   )
-  dims = tuple(range(-len(summed), 0))
-  scale = jnp.max(jnp.abs(ordered), axis=dims, keepdims=True) / 127
-  values = jnp.round(ordered / jnp.where(scale == 0, 1, scale))
   return Int8(
-    values=values.astype(jnp.int8), scale=jnp.squeeze(scale, axis=dims)
+    # Transposed last, in 8 bits: no copy of the weight in float32 exists.
+    values=jnp.transpose(
+      values.astype(jnp.int8), (*range(stacked), *kept, *sorted(summed))
+    ),
+    scale=jnp.squeeze(scale, axis=summed),
+  )
+
+
+def cast(
+  weight: jax.Array | Int8, dtype: jax.typing.DTypeLike
+) -> jax.Array | Int8:
+  """`weight` in that dtype; what is in 8 bits stays so."""
+  return weight if isinstance(weight, Int8) else weight.astype(dtype)
+
+
+def specs(weight: jax.Array | Int8, spec: P, *, summed: tuple[int, ...]) -> Any:
+  """For each array of `weight` the spec that puts it where an array's does.
+
+  Args:
+    weight: An array, or `quantize` of one.
+    spec: The array's, as long as it has dims.
+    summed: Its dims that products sum over.
+  """
+  if not isinstance(weight, Int8):
+    return spec
+  kept = [d for d in range(len(spec)) if d not in summed]
+  return dataclasses.replace(
+    weight,
+    values=P(*(spec[d] for d in (*kept, *sorted(summed)))),
+    scale=P(*(spec[d] for d in kept)),
   )
 
 
@@ -213,6 +243,8 @@ def _project_int8(spec: str, x: jax.Array, weight: Int8) -> jax.Array:
   making floats of the weights takes ten times as long as to multiply them.
   """
   x_dims, weight_dims, out_dims = _dims(spec)
+  if set(x_dims) & set(weight_dims) & set(out_dims):
+    return _project_int8_by_head(spec, x, weight)
   kept = [d for d in weight_dims if d in out_dims]
   summed = [d for d in weight_dims if d not in out_dims]
   # The rows' dims first, then what is summed over; the output likewise.
@@ -236,6 +268,44 @@ def _project_int8(spec: str, x: jax.Array, weight: Int8) -> jax.Array:
   return product.reshape(*shape, *outputs)
 
 
+def _project_int8_by_head(spec: str, x: jax.Array, weight: Int8) -> jax.Array:
+  """Each head's rows times its own matrix: k_up_CNH or v_up_CNH, absorbed.
+
+  Both are quantized for sums over their first dim, so [N, H, C] with a scale
+  for N and H. Where H is summed over instead, the rows are scaled beforehand.
+  """
+  x_dims, weight_dims, out_dims = _dims(spec)
+  stored = weight_dims[1:] + weight_dims[0]
+  assert len(stored) == 3 and x_dims[:-1] == out_dims[:-1], spec
+  scales_rows = x_dims[-1] != stored[-1]
+  dtype = x.dtype
+  if scales_rows:
+    x = x.astype(jnp.float32) * weight.scale
+  product = functools.partial(jnp.einsum, f"{x_dims},{stored}->{out_dims}")
+  if _is_on_cpu():
+    is_single = math.prod(x.shape[:-2]) == 1
+    if is_single:  # As in `_of_rows`.
+      x = _twice(x)
+    rounded, scale = _round_rows(x.astype(jnp.float32))
+    out = product(rounded, weight.values, preferred_element_type=jnp.int32)
+    out = out.astype(jnp.float32) * scale
+    out = _first(out) if is_single else out
+  else:
+    out = product(
+      x.astype(dtype),
+      weight.values.astype(dtype),
+      preferred_element_type=jnp.float32,
+    )
+  return out if scales_rows else out * weight.scale
+
+
+def _round_rows(x: Float[Array, "... I"]) -> tuple[jax.Array, jax.Array]:
+  """x in 8 bits, and the scale of each row [..., 1]."""
+  scale = jnp.max(jnp.abs(x), axis=-1, keepdims=True) / 127
+  rounded = jnp.round(x / jnp.where(scale == 0, 1, scale))
+  return rounded.astype(jnp.int8), scale
+
+
 def _multiply_int8(
   x: Float[Array, "M I"], values: Int[Array, "O I"]
 ) -> Float[Array, "M O"]:
@@ -243,8 +313,7 @@ def _multiply_int8(
   is_single = x.shape[0] == 1
   if is_single:  # As in `_of_rows`.
     x = _twice(x)
-  scale = jnp.max(jnp.abs(x), axis=-1, keepdims=True) / 127
-  rounded = jnp.round(x / jnp.where(scale == 0, 1, scale)).astype(jnp.int8)
+  rounded, scale = _round_rows(x)
   product = jnp.einsum(
     "MI,OI->MO", rounded, values, preferred_element_type=jnp.int32
   )

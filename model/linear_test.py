@@ -7,6 +7,7 @@ from absl.testing import absltest
 from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 import numpy as np
 
 from model import linear
@@ -132,6 +133,27 @@ class LinearTest(parameterized.TestCase):
     error = jnp.linalg.norm(got - want) / jnp.linalg.norm(want)
     self.assertLess(error, 0.015)
 
+  @parameterized.product(
+    spec=("BTNC,CNH->BTNH", "BTNH,CNH->BTNC"),
+    on_cpu=(True, False),
+    num_rows=(1, 14),
+  )
+  def test_int8_by_head(self, spec, on_cpu, num_rows):
+    x, weight, _ = operands(spec, "float32", "float32")
+    x = x.reshape(-1, *x.shape[2:])[:num_rows, None]
+    stored = linear.quantize(weight, summed=(0,))
+    self.assertEqual(stored.scale.shape, weight.shape[1:])
+    with mock.patch.object(linear, "_is_on_cpu", lambda: on_cpu):
+      got = linear.project(spec, x, stored)
+    want = plain(spec, x, weight)
+    error = jnp.linalg.norm(got - want) / jnp.linalg.norm(want)
+    self.assertLess(error, 0.015)
+    if not on_cpu:
+      dequantized = jnp.moveaxis(stored.values * stored.scale[..., None], -1, 0)
+      np.testing.assert_allclose(
+        got, plain(spec, x, dequantized), rtol=1e-5, atol=1e-5
+      )
+
   def test_int8_keeps_rows_apart(self):
     spec = "BTD,DF->BTF"
     x, weight, _ = operands(spec, "float32", "float32")
@@ -157,6 +179,28 @@ class LinearTest(parameterized.TestCase):
       linear.take(weight[1], index, "bfloat16"),
       weight[1].astype("bfloat16")[index],
     )
+
+  def test_int8_lies_where_the_array_would(self):
+    weight = jnp.zeros((2, 4, 6), jnp.bfloat16)
+    spec = P("expert", "fsdp", "tensor")
+    self.assertEqual(linear.specs(weight, spec, summed=(1,)), spec)
+    stored = linear.quantize(weight, summed=(1,), stacked=1)
+    specs = linear.specs(stored, spec, summed=(1,))
+    self.assertEqual(specs.values, P("expert", "tensor", "fsdp"))
+    self.assertEqual(specs.scale, P("expert", "tensor"))
+    self.assertIs(linear.cast(stored, "float32"), stored)
+    self.assertEqual(linear.cast(weight, "float32").dtype, "float32")
+
+  def test_to_quantize_makes_no_float32_copy(self):
+    """The weights of all experts of a layer are gigabytes."""
+    shape = (8, 64, 32)
+    for dtype in ("bfloat16", "float32"):
+      lowered = jax.jit(
+        functools.partial(linear.quantize, summed=(1,), stacked=1)
+      ).lower(jax.ShapeDtypeStruct(shape, dtype))
+      memory = lowered.compile().memory_analysis()
+      assert memory is not None
+      self.assertLessEqual(memory.temp_size_in_bytes, 2 * 8 * 64 * 32)
 
   @parameterized.parameters("BTD,DNH->BTNH", "BTNH,NHD->BTD", "BTD,DF->BTF")
   def test_pieces(self, spec):

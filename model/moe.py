@@ -39,6 +39,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
 
 from model import config as model_config
+from model import linear
 from model import mlp
 from model import router
 from model import sharding
@@ -62,6 +63,8 @@ _EXPERT_NAMES = {
   "up_bias": "up_bias_EF",
   "down_bias": "down_bias_ED",
 }
+# Of the matrices [experts, in, out].
+_SUMMED = (1,)
 
 
 def clamped_swiglu(gate: jax.Array, up: jax.Array) -> jax.Array:
@@ -203,14 +206,14 @@ class Moe(nnx.Module):
     # In the dtype in which they are multiplied: half as much to send.
     for name in _EXPERT_NAMES.values():
       if name in params and _num_devices() > 1:
-        params[name] = params[name].astype(normed.dtype)
+        params[name] = linear.cast(params[name], normed.dtype)
     if _num_devices() == 1:
       out, stats, routing = self._mix_on_device(
         params, normed, valid, {}, bounded
       )
     else:
       specs = {
-        name: sharding.param_spec(name, params[name].ndim)
+        name: _expert_specs(name, params[name])
         if name in _EXPERT_NAMES.values()
         else P()
         for name in params
@@ -423,6 +426,12 @@ def _num_devices() -> int:
   return math.prod(jax.sharding.get_abstract_mesh().shape.values())
 
 
+def _expert_specs(name, param):
+  """Where a parameter of the experts lies; of each array, if in 8 bits."""
+  spec = sharding.param_spec(name, len(sharding.param_dims(name)))
+  return linear.specs(param, spec, summed=_SUMMED)
+
+
 def _gather_shards(params, specs):
   """This device's experts, whole along the model dim."""
 
@@ -432,7 +441,7 @@ def _gather_shards(params, specs):
         x = jax.lax.all_gather(x, "fsdp", axis=dim, tiled=True)
     return x
 
-  return {name: one(params[name], specs[name]) for name in params}
+  return jax.tree.map(one, params, specs)
 
 
 def _buffer(

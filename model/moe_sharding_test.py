@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from model import config
+from model import linear
 from model import moe
 from model import router
 from model import sharding
@@ -38,6 +39,7 @@ def make(**changes: Any):
     "shared_gate": True,
   } | changes
   exchange = settings.pop("exchange", "auto")
+  implementation = settings.pop("implementation", "auto")
   module = moe.Moe(
     config.MoeConfig(num_experts=_E, experts_per_token=_K, dim=_F, **settings),
     dim=_D,
@@ -46,6 +48,7 @@ def make(**changes: Any):
     param_dtype="float32",
     rngs=nnx.Rngs(0),
     exchange=exchange,
+    implementation=implementation,
   )
   graphdef, state = nnx.split(module)
   params = nnx.to_pure_dict(state)
@@ -67,6 +70,12 @@ def value_and_gradients(graphdef, params, x, valid):
 
   gradients, result = jax.grad(loss, argnums=(0, 1), has_aux=True)(params, x)
   return result, gradients
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def forward(graphdef, params, x, valid):
+  module = nnx.merge(graphdef, nnx.State(params))
+  return module(x, norm=jnp.tanh, valid=valid)
 
 
 def inputs():
@@ -120,6 +129,42 @@ class MoeShardingTest(parameterized.TestCase):
     with jax.set_mesh(mesh):
       params = jax.device_put(params, sharding.param_shardings(params, mesh))
       got = value_and_gradients(graphdef, params, x, valid)
+    assert_equal(jax.device_get(got), jax.device_get(wanted))
+
+  @parameterized.parameters(
+    ("expert_fsdp", "gather", "blocks"),
+    ("expert_data_tensor", "gather", "ragged"),
+    ("expert_data_tensor", "all_to_all", "ragged"),
+  )
+  def test_int8(self, mesh, exchange, implementation):
+    """In `blocks` on CPUs a row is rounded in pieces of the axis `tensor`."""
+    graphdef, params = make(exchange=exchange, implementation=implementation)
+    mesh = sharding.make_mesh(_MESHES[mesh], jax.devices())
+    x, valid = inputs()
+    stored, placed = dict(params), {}
+    for name in ("gate_EDF", "up_EDF", "down_EFD"):
+      stored[name] = linear.quantize(params[name], summed=(1,), stacked=1)
+      specs = linear.specs(
+        stored[name], sharding.param_spec(name, 3), summed=(1,)
+      )
+      placed[name] = jax.tree.map(
+        lambda part, spec: jax.device_put(
+          part, jax.sharding.NamedSharding(mesh, spec)
+        ),
+        stored[name],
+        specs,
+      )
+    # Each device has its own experts' scales, of its own outputs.
+    num_parts = mesh.shape["expert"] * mesh.shape["tensor"]
+    scale = placed["up_EDF"].scale
+    self.assertEqual(
+      scale.addressable_shards[0].data.size * num_parts, scale.size
+    )
+    wanted = forward(graphdef, stored, x, valid)
+    with jax.set_mesh(mesh):
+      rest = {name: params[name] for name in params if name not in placed}
+      rest = jax.device_put(rest, sharding.param_shardings(rest, mesh))
+      got = forward(graphdef, rest | placed, x, valid)
     assert_equal(jax.device_get(got), jax.device_get(wanted))
 
   def test_enough_capacity(self):

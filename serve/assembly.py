@@ -18,6 +18,7 @@ from model import transformer
 from serve import checkpoints
 from serve import config as config_lib
 from serve import engine as engine_lib
+from serve import imports
 from serve import ngram
 from serve import replicas as replicas_lib
 from serve import runner as runner_lib
@@ -66,6 +67,7 @@ def load(
   config: config_lib.RunnerConfig,
   *,
   import_folder: pathlib.Path,
+  keep_imports: int = imports.KEPT,
 ) -> list[checkpoints.Model]:
   """The model, once for each replica, on its devices.
 
@@ -73,6 +75,7 @@ def load(
     path: As `checkpoints.load` takes it.
     config: How it is computed.
     import_folder: Keeps what was imported.
+    keep_imports: So many of it.
 
   Raises:
     ValueError: It cannot be served.
@@ -87,6 +90,7 @@ def load(
       mesh=mesh,
       compute_dtype=compute_dtype(config),
       import_folder=import_folder,
+      keep_imports=keep_imports,
     )
     for mesh in make_meshes(config.mesh)
   ]

@@ -183,6 +183,7 @@ def _load_checkpoint(
     pathlib.Path(path),
     config.runner,
     import_folder=checkpoints.default_import_folder(),
+    keep_imports=config.keep_imports,
   )
 
 

@@ -46,6 +46,7 @@ def write(
   model: model_config.ModelConfig | None = None,
   tokenizer: pathlib.Path | None = None,
   values: dict[str, Any] | None = None,
+  poison: int | None = None,
 ) -> dict[str, Any]:
   """Writes `<folder>/<step>`, with random parameters that depend on the step.
 
@@ -55,6 +56,7 @@ def write(
     model: Unset: `config()`.
     tokenizer: Folder of a tokenizer to put into it; None: without one.
     values: Further files of its meta, by name.
+    poison: A token whose embedding is NaN; None: all are numbers.
 
   Returns:
     The parameters.
@@ -67,6 +69,8 @@ def write(
     lambda leaf: rng.normal(size=leaf.shape, scale=0.5).astype(leaf.dtype),
     shapes,
   )
+  if poison is not None:
+    params["embed_VD"][poison] = np.nan
   files = {}
   if tokenizer is not None:
     files = {f.name: f.read_bytes() for f in tokenizer.iterdir()}

@@ -1,14 +1,9 @@
 """The model that is served: of a training run, or imported on the fly."""
 
-from collections.abc import Iterator
-import contextlib
 import dataclasses
-import fcntl
 import hashlib
-import json
 import os
 import pathlib
-import shutil
 import tempfile
 from typing import Any, Literal
 
@@ -18,16 +13,12 @@ import jax
 from data import tokenizer as tokenizer_lib
 from model import checkpoint
 from model import config as model_config
-from model.hf import importer
-from model.hf import source
 from serve import conventions
+from serve import imports
 
 # What a user can mend: a path, a damaged file, a setting.
 ERRORS = (ValueError, checkpoint.CorruptCheckpointError)
 
-# Of an import. Another one makes all imports anew.
-_FORMAT = 1
-_WEIGHTS = (".safetensors", ".gguf")
 # A run may delete a step that was just found.
 _MAX_TRIES = 5
 
@@ -76,6 +67,7 @@ def load(
   mesh: jax.sharding.Mesh,
   compute_dtype: Literal["float32", "bfloat16"],
   import_folder: pathlib.Path,
+  keep_imports: int = imports.KEPT,
 ) -> Model:
   """Loads and verifies the model at `path`; only its parameters are read.
 
@@ -86,6 +78,7 @@ def load(
     mesh: Each device reads its own shards.
     compute_dtype: Of activations.
     import_folder: Keeps what was imported for the next start, and tokenizers.
+    keep_imports: So many imports stay there, those that were used last.
 
   Raises:
     ValueError: There is no model at `path`, or it cannot be served.
@@ -96,8 +89,10 @@ def load(
     "compute_dtype": compute_dtype,
     "import_folder": import_folder,
   }
-  read = _load_foreign if is_foreign(path) else _load_newest
-  model = read(path, **settings)
+  if is_foreign(path):
+    model = _load_foreign(path, keep=keep_imports, **settings)
+  else:
+    model = _load_newest(path, **settings)
   if model.tokenizer is None:
     logging.warning(
       "%s has no tokenizer: only token ids can be asked and answered.", path
@@ -141,7 +136,7 @@ def is_foreign(path: pathlib.Path) -> bool:
   A run's workdir has a config.json, too, but no weights beside it.
   """
   if path.is_dir():
-    return any(file.suffix in _WEIGHTS for file in path.iterdir())
+    return any(file.suffix in imports.WEIGHTS for file in path.iterdir())
   return path.suffix == ".gguf"
 
 
@@ -171,83 +166,21 @@ def _find(path: pathlib.Path) -> pathlib.Path:
     ) from error
 
 
-def _load_foreign(path: pathlib.Path, **settings: Any) -> Model:
+def _load_foreign(path: pathlib.Path, *, keep: int, **settings: Any) -> Model:
   """Loads an import, which is made anew if it turns out to be damaged."""
-  import_folder = settings["import_folder"]
-  folder, is_new = _import(path, import_folder)
-  try:
-    return load_step(folder, **settings)
-  except ERRORS as error:
-    if is_new:
-      raise
-    logging.warning("%s cannot be used and is made again: %s", folder, error)
-  with _locked(folder.parent):
-    shutil.rmtree(folder.parent, ignore_errors=True)
-  folder, _ = _import(path, import_folder)
-  return load_step(folder, **settings)
-
-
-def _import(
-  path: pathlib.Path, import_folder: pathlib.Path
-) -> tuple[pathlib.Path, bool]:
-  """The step directory of an import, and whether it had to be made.
-
-  Of several servers that start at a time one imports, and the others wait.
-  """
-  place = import_folder / _key(path)
-  try:
-    import_folder.mkdir(parents=True, exist_ok=True)
-    with _locked(place):
-      if (place / "0").is_dir():
-        return place / "0", False
-      logging.info("Importing %s into %s.", path, place)
-      result = importer.run(path, place, count_ids=_count_ids)
-  except OSError as error:
-    raise ValueError(
-      f"{path} cannot be imported into {import_folder}: {error}; choose another"
-      " folder (--import_folder), or make room there."
-    ) from error
-  logging.info(
-    "%s: %s parameters in %s, imported in %.1f s.",
-    result.folder,
-    f"{result.num_parameters:,}",
-    result.param_dtype,
-    result.seconds,
-  )
-  return result.folder, True
-
-
-def _count_ids(folder: pathlib.Path) -> int:
-  return tokenizer_lib.Tokenizer.load(folder).vocab_size
-
-
-def _key(path: pathlib.Path) -> str:
-  """A name for what is at `path` now: other files have another."""
-  path = path.resolve()
-  if path.is_dir():
-    folder, suffixes = path, (".json", *_WEIGHTS)
-  else:
-    # Beside it may be other models, and its tokenizer.
-    folder, suffixes = path.parent, ()
-  states = [
-    (file.name, stat.st_size, stat.st_mtime_ns)
-    for file in sorted(folder.iterdir())
-    if file == path
-    or file.suffix in suffixes
-    or file.name in source.TOKENIZER_FILES
-    for stat in [file.stat()]
-  ]
-  description = json.dumps([_FORMAT, str(path), states])
-  digest = hashlib.sha256(description.encode()).hexdigest()
-  return f"{path.name if path.is_dir() else path.stem}-{digest[:16]}"
-
-
-@contextlib.contextmanager
-def _locked(place: pathlib.Path) -> Iterator[None]:
-  """Alone among processes; the lock dies with its holder."""
-  with open(place.with_name(f"{place.name}.lock"), "w") as lock:
-    fcntl.flock(lock, fcntl.LOCK_EX)
-    yield
+  folder = settings["import_folder"]
+  with imports.hold(path, folder, keep=keep) as found:
+    try:
+      return load_step(found.step, **settings)
+    except ERRORS as error:
+      if found.is_new:
+        raise
+      logging.warning(
+        "%s cannot be used and is made again: %s", found.step, error
+      )
+  imports.delete(found)
+  with imports.hold(path, folder, keep=keep) as found:
+    return load_step(found.step, **settings)
 
 
 def _keep_tokenizer(

@@ -28,12 +28,13 @@ class CheckpointsTest(absltest.TestCase):
     self.imports = self.root / "imports"
     self.mesh = sharding.make_mesh(sharding.MeshConfig(), jax.devices()[:1])
 
-  def load(self, path, *, mesh=None):
+  def load(self, path, *, mesh=None, **settings):
     return checkpoints.load(
       path,
       mesh=mesh or self.mesh,
       compute_dtype="float32",
       import_folder=self.imports,
+      **settings,
     )
 
 
@@ -181,6 +182,12 @@ class ImportTest(CheckpointsTest):
       for thread in threads:
         thread.join()
       self.assertEqual(run.call_count, 1)
+
+  def test_old_imports_are_deleted(self):
+    self.load(self.folder)
+    os.utime(self.folder / "model.safetensors", ns=(0, 0))
+    self.load(self.folder, keep_imports=1)
+    self.assertLen([*self.imports.glob("Tiny-Llama-*/0")], 1)
 
   def test_a_damaged_import_is_made_again(self):
     self.load(self.folder)

@@ -151,6 +151,7 @@ class ApiConfig:
     max_connections: Open at a time; more are closed at once.
     max_body_bytes: Of a request.
     max_choices: n and best_of, times prompts.
+    max_inputs: Texts of a request for embeddings.
     max_stops: Stop strings of a request.
     max_schema_bytes: Of a JSON schema, regex or grammar.
     max_seconds: From a request's arrival to its end; clients may ask for less.
@@ -169,7 +170,8 @@ class ApiConfig:
   model_name: str = ""
   max_connections: int = 1024
   max_body_bytes: int = 4 * 2**20
-  max_choices: int = 16
+  max_choices: int = 128
+  max_inputs: int = 2048
   max_stops: int = 16
   max_schema_bytes: int = 65_536
   max_seconds: float = 600.0
@@ -186,6 +188,7 @@ class ApiConfig:
       "max_connections",
       "max_body_bytes",
       "max_choices",
+      "max_inputs",
       "max_stops",
       "max_schema_bytes",
     )
@@ -225,16 +228,21 @@ class ServeConfig:
     engine: Scheduling.
     api: HTTP.
     watch_seconds: Between looks for newer steps of the checkpoint with --watch.
+    keep_imports: Imported models that stay on disk, those that were used last;
+      at each start the others are deleted, unless a server is reading them.
   """
 
   runner: RunnerConfig = RunnerConfig()
   engine: EngineConfig = EngineConfig()
   api: ApiConfig = ApiConfig()
   watch_seconds: float = 5.0
+  keep_imports: int = 8
 
   def __post_init__(self):
     if self.watch_seconds <= 0:
       raise ValueError(f"watch_seconds={self.watch_seconds} must be above 0.")
+    if self.keep_imports < 1:
+      raise ValueError(f"keep_imports={self.keep_imports} must be at least 1.")
 
 
 def to_config_dict(config: ServeConfig) -> ml_collections.ConfigDict:

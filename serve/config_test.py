@@ -24,6 +24,7 @@ class ConfigTest(parameterized.TestCase):
     (_Speculation, {"min_ngram": 3, "max_ngram": 2}, "max_ngram=2 .*ngram=3"),
     (_Speculation, {"method": "draft"}, "needs a smaller model"),
     (_Speculation, {"checkpoint": "x"}, "checkpoint='x' is not used"),
+    (config_lib.ServeConfig, {"keep_imports": 0}, "keep_imports=0"),
     (_Api, {"port": 65536}, "api.port=65536 must be from 0 to 65535"),
     (_Api, {"max_body_bytes": 0}, "api.max_body_bytes=0"),
     (_Api, {"write_seconds": float("nan")}, "api.write_seconds=nan"),

@@ -80,6 +80,19 @@ class Generation:
   max_tokens: int | None = None
   left_out: tuple[str, ...] = ()
 
+  @property
+  def fields(self) -> dict[str, float]:
+    """What it says, as fields of a request."""
+    values = {
+      "temperature": self.temperature,
+      "top_k": self.top_k,
+      "top_p": self.top_p,
+      "min_p": self.min_p,
+      "repetition_penalty": self.repetition_penalty,
+      "max_tokens": self.max_tokens,
+    }
+    return {name: v for name, v in values.items() if v is not None}
+
 
 def start(meta: checkpoint.Meta) -> Start:
   """How the model's texts begin.
@@ -102,6 +115,18 @@ def encode(
     ids = tokenizer.encode_with_special_tokens(text, add=True)
     return ids or [tokenizer.eos_id]
   return [tokenizer.eos_id, *tokenizer.encode_with_special_tokens(text)]
+
+
+def begin_id(tokenizer: tokenizer_lib.Tokenizer, begin: Start) -> int | None:
+  """The token that `encode` puts before texts; None: it puts none there.
+
+  A tokenizer may name a BOS that it does not put anywhere.
+  """
+  if begin is Start.AFTER_END:
+    return tokenizer.eos_id
+  plain = tokenizer.encode_with_special_tokens("a")
+  begun = tokenizer.encode_with_special_tokens("a", add=True)
+  return None if begun[: len(plain)] == plain else begun[0]
 
 
 def end_ids(

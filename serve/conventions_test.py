@@ -75,6 +75,16 @@ class TextsTest(absltest.TestCase):
     ):
       found = conventions.encode(text, tokenizer, begin)
       self.assertEqual(found, wanted, (begin, text))
+      first = conventions.begin_id(tokenizer, begin)
+      if text:
+        put = [] if first is None else [first]
+        self.assertEqual([*put, *ids], wanted, (begin, text))
+
+  def test_defaults_as_fields(self):
+    self.assertEqual(conventions.Generation().fields, {})
+    given = conventions.Generation(temperature=0.0, top_k=20, max_tokens=9)
+    fields = {"temperature": 0.0, "top_k": 20, "max_tokens": 9}
+    self.assertEqual(given.fields, fields)
 
   def test_what_ends_texts(self):
     eos = self.tokenizer.eos_id

@@ -23,10 +23,10 @@ from model import transformer
 from serve import assembly
 from serve import checkpoints
 from serve import config as config_lib
-from serve import engine as engine_lib
 from serve import fixtures
 from serve import random_model
 from serve import request as request_lib
+from serve import stats as stats_lib
 
 _Reason = request_lib.FinishReason
 
@@ -236,7 +236,7 @@ def _run(engine, asked):
   listener.wait_for(
     lambda: (
       all(listener.finish(one.request.id) for one in asked)
-      or engine.stats().phase is engine_lib.Phase.DEAD
+      or engine.stats().phase is stats_lib.Phase.DEAD
     ),
     timeout=300,
   )

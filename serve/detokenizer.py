@@ -98,7 +98,9 @@ class Piece:
 
   Attributes:
     token: Its id.
-    text: The characters that it completed; the pieces' texts are the text.
+    text: The characters that it completed, and U+FFFD where it is what the next
+      one showed to be torn; the pieces' texts are the text, but for what the
+      prompt has torn.
     offset: Characters of the continuation before `text`.
   """
 
@@ -203,8 +205,18 @@ class Detokenizer:
   def _push(self, token: int) -> str:
     if self.stop is not None:
       return ""
-    text = self._decoder.decode(self._new_bytes(token))
-    self.pieces.append(Piece(token=token, text=text, offset=self._length))
+    new = self._new_bytes(token)
+    waiting, _ = self._decoder.getstate()
+    text = self._decoder.decode(new)
+    # What turns out to be torn is an earlier token's, not this one's.
+    torn, own = "", text
+    if waiting and new and not _goes_on(waiting, new[:1]):
+      torn, own = text[:1], text[1:]
+      if self.pieces:
+        last = self.pieces[-1]
+        self.pieces[-1] = dataclasses.replace(last, text=last.text + torn)
+    offset = self._length + len(torn)
+    self.pieces.append(Piece(token=token, text=own, offset=offset))
     self._length += len(text)
     return self._release(text)
 
@@ -244,6 +256,15 @@ class Detokenizer:
     self._held = "" if self.stop else text[end:]
     self.text += text[:end]
     return text[:end]
+
+
+def _goes_on(waiting: bytes, byte: bytes) -> bool:
+  """Whether a byte may follow in the character that has begun."""
+  try:
+    codecs.getincrementaldecoder("utf-8")().decode(waiting + byte)
+  except UnicodeDecodeError:
+    return False
+  return True
 
 
 class _Matcher:

@@ -192,6 +192,32 @@ class DetokenizerTest(parameterized.TestCase):
       end = piece.offset + len(piece.text)
       self.assertEqual(text[piece.offset : end], piece.text)
 
+  def test_a_token_behind_a_torn_character_begins_behind_it(self):
+    backend = _byte_fallback()
+    vocabulary = detokenizer.Vocabulary(backend)
+    ids = backend.get_vocab()
+    han = [ids[f"<0x{byte:02X}>"] for byte in "한".encode()]
+    fffd = [ids[f"<0x{byte:02X}>"] for byte in "\ufffd".encode()]
+    (letter,) = (ids[name] for name in ("a",))
+    special = min(vocabulary.special_ids)
+    for tokens, text, offsets in (
+      ((*han, letter), "한a", [0, 0, 0, 1]),
+      ((*han[:2], letter, letter), "\ufffdaa", [0, 0, 1, 2]),
+      ((*han[:2], *han, letter), "\ufffd한a", [0, 0, 1, 1, 1, 2]),
+      ((*fffd, letter), "\ufffda", [0, 0, 0, 1]),
+      ((han[2], letter), "\ufffda", [0, 1]),
+      ((han[0], special, letter), "\ufffda", [0, 0, 1]),
+      ((letter, han[0]), "a\ufffd", [0, 1]),
+    ):
+      stream = detokenizer.Detokenizer(vocabulary, [letter])
+      self.assertEqual(_push_all(stream, tokens), text)
+      self.assertEqual([p.offset for p in stream.pieces], offsets)
+      self.assertEqual("".join(p.text for p in stream.pieces), text)
+    # Torn by the prompt: told with the continuation, but of none of its tokens.
+    stream = detokenizer.Detokenizer(vocabulary, [letter, han[0]])
+    self.assertEqual(_push_all(stream, [letter]), "\ufffda")
+    self.assertEqual([p.offset for p in stream.pieces], [1])
+
   def test_bytes_of_a_token(self):
     backend = _byte_level()
     vocabulary = detokenizer.Vocabulary(backend)

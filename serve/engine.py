@@ -10,41 +10,27 @@ Nothing here knows JAX: a runner computes, a scheduler decides, this connects
 them with whoever asks, from any thread.
 """
 
-import collections
 from collections.abc import Callable, Sequence
 import concurrent.futures
 import dataclasses
-import enum
 import logging
 import threading
 import time
 from typing import Any, Protocol
 
-import numpy as np
-
 from serve import batch as batch_lib
+from serve import guard
 from serve import request as request_lib
 from serve import scheduler as scheduler_lib
+from serve import stats as stats_lib
 
 _LOG = logging.getLogger(__name__)
 
-# A result that took no longer was there before it was asked for.
-_AT_ONCE = 100e-6
 _SHUT_DOWN = "the server is shutting down"
 
 
 class UnavailableError(Exception):
   """The engine takes no more requests: it drains, has stopped or is dead."""
-
-
-class Phase(enum.Enum):
-  """What an engine is doing."""
-
-  STARTING = "starting"
-  SERVING = "serving"
-  DRAINING = "draining"
-  STOPPED = "stopped"
-  DEAD = "dead"
 
 
 class Handle(Protocol):
@@ -68,75 +54,13 @@ class Runner(Protocol):
     """Launches a step and does not wait for it."""
     ...
 
-  def set_params(self, params: Any) -> None:
-    """Other parameters, from the next step on."""
+  def prepare_params(self, params: Any) -> Any:
+    """What `set_params` takes of other parameters; on any thread, meanwhile."""
     ...
 
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Stats:
-  """An engine at one moment; counts are since its start, times in seconds.
-
-  Attributes:
-    phase: What it is doing.
-    is_alive: Whether its thread runs.
-    step: Training step of the parameters in use.
-    last_progress: When a step was last finished, on time.monotonic's clock.
-    num_running: Requests that have a slot.
-    num_waiting: Requests that wait for one.
-    num_waiting_tokens: Tokens of their prompts.
-    pages_used: Share of the cache's pages that running requests hold, 0 to 1.
-    prefix_queries: Prompt tokens of admitted requests.
-    prefix_hits: Those of them that were found computed.
-    num_preemptions: Times that a request had to give back its pages.
-    num_prefill_steps: Steps that read texts.
-    num_decode_steps: Steps that continued them.
-    num_prompt_tokens: Tokens computed of prompts, again after preemption too.
-    num_decode_rows: Rows of all decode steps; by steps, the mean occupancy.
-    num_output_tokens: Tokens chosen and handed out.
-    num_drafted_tokens: Guesses that were verified.
-    num_accepted_tokens: Those that were right.
-    finished: Requests by the reason of their end.
-    prefill_time: Of steps that read texts, from launch to result.
-    decode_time: Of steps that continued them.
-    plan_time: The host's, to plan steps.
-    launch_time: The host's, to launch them.
-    update_time: The host's, to take results in and hand them out.
-    device_wait_time: In which the host had nothing to do but wait for a step.
-    device_idle_time: In which there were requests but no step was under way, as
-      far as the host can tell: at most this.
-    idle_time: Without requests.
-  """
-
-  phase: Phase
-  is_alive: bool
-  step: int
-  last_progress: float
-  num_running: int = 0
-  num_waiting: int = 0
-  num_waiting_tokens: int = 0
-  pages_used: float = 0.0
-  prefix_queries: int = 0
-  prefix_hits: int = 0
-  num_preemptions: int = 0
-  num_prefill_steps: int = 0
-  num_decode_steps: int = 0
-  num_prompt_tokens: int = 0
-  num_decode_rows: int = 0
-  num_output_tokens: int = 0
-  num_drafted_tokens: int = 0
-  num_accepted_tokens: int = 0
-  finished: dict[request_lib.FinishReason, int] = dataclasses.field(
-    default_factory=dict
-  )
-  prefill_time: float = 0.0
-  decode_time: float = 0.0
-  plan_time: float = 0.0
-  launch_time: float = 0.0
-  update_time: float = 0.0
-  device_wait_time: float = 0.0
-  device_idle_time: float = 0.0
-  idle_time: float = 0.0
+  def set_params(self, prepared: Any) -> None:
+    """Other parameters, from the next step on; at once."""
+    ...
 
 
 OnOutput = Callable[[request_lib.Output], None]
@@ -159,37 +83,11 @@ class _Step:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Swap:
-  """Parameters that wait to be used."""
+  """Parameters that are prepared and wait to be used."""
 
-  params: Any
+  prepared: Any
   step: int
   future: concurrent.futures.Future[None]
-
-
-class _Guarded:
-  """A constraint whose errors are a ValueError: its request's own."""
-
-  def __init__(self, constraint: request_lib.Constraint):
-    self._constraint = constraint
-
-  def masks(self, drafts: list[int]) -> np.ndarray:
-    try:
-      return self._constraint.masks(drafts)
-    except Exception as error:
-      raise ValueError(f"The constraint failed: {error}") from error
-
-  def accept(self, tokens: list[int]) -> None:
-    try:
-      self._constraint.accept(tokens)
-    except Exception as error:
-      raise ValueError(f"The constraint failed: {error}") from error
-
-  @property
-  def is_complete(self) -> bool:
-    try:
-      return self._constraint.is_complete
-    except Exception as error:
-      raise ValueError(f"The constraint failed: {error}") from error
 
 
 class Engine:
@@ -208,7 +106,8 @@ class Engine:
     """Nothing runs before `start`; requests may be submitted already.
 
     Args:
-      runner: Computes; after `start`, on the engine's thread only.
+      runner: Computes; after `start`, on the engine's thread only, but for
+        `prepare_params`.
       scheduler: Decides; from now on nobody else's.
       step: The training step of the runner's parameters.
       stall_seconds: No progress for so long, with requests, is a stall.
@@ -224,10 +123,12 @@ class Engine:
     self._thread = threading.Thread(
       target=self._main, name="engine", daemon=True
     )
+    # Of parameters.
+    self._preparing = threading.Lock()
     # Guards the scheduler and what follows. Nobody holds it while a step is
     # waited for, or while somebody is called back.
     self._changed = threading.Condition()
-    self._phase = Phase.STARTING
+    self._phase = stats_lib.Phase.STARTING
     self._is_stopping = False
     self._is_called = False
     self._is_delivering = False
@@ -236,10 +137,7 @@ class Engine:
     self._swaps: list[_Swap] = []
     self._step = step
     self._last_progress = clock()
-    self._counts: dict[str, Any] = collections.defaultdict(int)
-    self._finished: dict[request_lib.FinishReason, int] = dict.fromkeys(
-      request_lib.FinishReason, 0
-    )
+    self._counts = stats_lib.Counts()
     # The thread's own.
     self._in_flight: _Step | None = None
     self._last_result = clock()
@@ -247,8 +145,8 @@ class Engine:
   def start(self) -> None:
     """Starts the thread."""
     with self._changed:
-      if self._phase is Phase.STARTING:
-        self._phase = Phase.SERVING
+      if self._phase is stats_lib.Phase.STARTING:
+        self._phase = stats_lib.Phase.SERVING
     self._thread.start()
 
   def submit(self, request: request_lib.Request, on_output: OnOutput) -> None:
@@ -266,10 +164,10 @@ class Engine:
       UnavailableError: The engine drains, has stopped or is dead.
     """
     if request.constraint is not None:
-      constraint = _Guarded(request.constraint)
+      constraint = guard.Constraint(request.constraint)
       request = dataclasses.replace(request, constraint=constraint)
     with self._changed:
-      if self._phase not in (Phase.STARTING, Phase.SERVING):
+      if self._phase not in (stats_lib.Phase.STARTING, stats_lib.Phase.SERVING):
         raise UnavailableError(
           f"the engine takes no requests: {self._phase.value}"
         )
@@ -303,6 +201,9 @@ class Engine:
   def swap(self, params: Any, *, step: int) -> concurrent.futures.Future[None]:
     """Other parameters between two steps; texts go on where they are.
 
+    They are prepared here, on the caller's thread, while steps are computed
+    with the others: until these are let go, both are in memory.
+
     Args:
       params: As the runner was made with.
       step: Their training step.
@@ -311,13 +212,19 @@ class Engine:
       Done when they are in use, with the error if they cannot be.
     """
     future: concurrent.futures.Future[None] = concurrent.futures.Future()
-    with self._changed:
-      if self._phase in (Phase.STOPPED, Phase.DEAD):
-        raise UnavailableError(
-          f"the engine takes no params: {self._phase.value}"
-        )
-      self._swaps.append(_Swap(params=params, step=step, future=future))
-      self._call()
+    # One after the other: they are used in this order.
+    with self._preparing:
+      self._check_takes_params()
+      try:
+        prepared = self._runner.prepare_params(params)
+      except Exception as error:
+        future.set_exception(error)
+        return future
+      with self._changed:
+        self._check_takes_params()
+        swap = _Swap(prepared=prepared, step=step, future=future)
+        self._swaps.append(swap)
+        self._call()
     return future
 
   def drain(self, deadline: float) -> bool:
@@ -330,8 +237,8 @@ class Engine:
       Whether all ended by themselves.
     """
     with self._changed:
-      if self._phase in (Phase.STARTING, Phase.SERVING):
-        self._phase = Phase.DRAINING
+      if self._phase in (stats_lib.Phase.STARTING, stats_lib.Phase.SERVING):
+        self._phase = stats_lib.Phase.DRAINING
       is_drained = self._changed.wait_for(
         lambda: not (self._listeners or self._is_delivering),
         max(0.0, deadline - self._clock()),
@@ -357,16 +264,16 @@ class Engine:
       was_started = self._thread.ident is not None
       self._call()
     if not was_started:
-      self._close(Phase.STOPPED, _SHUT_DOWN)
+      self._close(stats_lib.Phase.STOPPED, _SHUT_DOWN)
     elif threading.current_thread() is not self._thread:
       self._thread.join(timeout)
     return not self._thread.is_alive()
 
-  def stats(self) -> Stats:
+  def stats(self) -> stats_lib.Stats:
     """A snapshot."""
     with self._changed:
       figures = self._scheduler.figures()
-      return Stats(
+      return stats_lib.Stats(
         phase=self._phase,
         is_alive=self._thread.is_alive(),
         step=self._step,
@@ -378,8 +285,7 @@ class Engine:
         prefix_queries=figures.num_prefix_queries,
         prefix_hits=figures.num_prefix_hits,
         num_preemptions=figures.num_preemptions,
-        finished=dict(self._finished),
-        **self._counts,
+        **self._counts.fields(),
       )
 
   def is_stalled(self, now: float) -> bool:
@@ -398,6 +304,10 @@ class Engine:
     """Those that are not finished; takes no lock."""
     return len(self._listeners)
 
+  def _check_takes_params(self) -> None:
+    if self._phase in (stats_lib.Phase.STOPPED, stats_lib.Phase.DEAD):
+      raise UnavailableError(f"the engine takes no params: {self._phase.value}")
+
   def _main(self) -> None:
     self._last_result = self._clock()
     try:
@@ -406,11 +316,11 @@ class Engine:
     except BaseException as error:
       _LOG.exception("the engine died")
       message = f"the engine died: {type(error).__name__}: {error}"
-      self._close(Phase.DEAD, message)
+      self._close(stats_lib.Phase.DEAD, message)
       if self._on_death is not None:
         self._on_death(error)
     else:
-      self._close(Phase.STOPPED, _SHUT_DOWN)
+      self._close(stats_lib.Phase.STOPPED, _SHUT_DOWN)
 
   def _wait_for_work(self) -> bool:
     """Sleeps while there is nothing to do; false: to stop."""
@@ -423,7 +333,7 @@ class Engine:
           None if deadline is None else max(0.0, deadline - began),
         )
         now = self._clock()
-        self._counts["idle_time"] += now - began
+        self._counts.add("idle_time", now - began)
         # Until now nothing could have been computed.
         self._last_result = now
       return not self._is_stopping
@@ -446,7 +356,7 @@ class Engine:
       swaps, self._swaps = self._swaps, []
     for swap in swaps:
       try:
-        self._runner.set_params(swap.params)
+        self._runner.set_params(swap.prepared)
       except Exception as error:
         swap.future.set_exception(error)
         continue
@@ -468,7 +378,7 @@ class Engine:
       if self._swaps or self._news or self._is_stopping:
         self._is_called = True
       planned = self._clock()
-      self._counts["plan_time"] += planned - began
+      self._counts.add("plan_time", planned - began)
     if batch is None:
       return None
     for admission in batch.admissions:
@@ -484,9 +394,9 @@ class Engine:
     handle = self._runner.run(batch)
     now = self._clock()
     with self._changed:
-      self._counts["launch_time"] += now - planned
+      self._counts.add("launch_time", now - planned)
       if self._in_flight is None:
-        self._counts["device_idle_time"] += now - self._last_result
+        self._counts.add("device_idle_time", now - self._last_result)
     return _Step(batch=batch, handle=handle, launched=now)
 
   def _take_in(self, step: _Step) -> None:
@@ -497,38 +407,15 @@ class Engine:
     with self._changed:
       self._news += self._scheduler.update(step.batch, results)
       self._last_progress = done
-      self._count(step, results, began=began, done=done)
-      self._counts["update_time"] += self._clock() - done
-    self._last_result = done
-
-  def _count(
-    self,
-    step: _Step,
-    results: Sequence[batch_lib.RowResult],
-    *,
-    began: float,
-    done: float,
-  ) -> None:
-    counts, rows = self._counts, step.batch.rows
-    # The device began when it was done with the step before.
-    time_taken = done - max(step.launched, self._last_result)
-    if step.batch.is_prefill:
-      counts["num_prefill_steps"] += 1
-      counts["num_prompt_tokens"] += sum(len(row.tokens) for row in rows)
-      counts["prefill_time"] += time_taken
-    else:
-      counts["num_decode_steps"] += 1
-      counts["num_decode_rows"] += len(rows)
-      counts["decode_time"] += time_taken
-      for row, result in zip(rows, results, strict=True):
-        if row.num_tokens > 1 and result.tokens:
-          counts["num_drafted_tokens"] += row.num_tokens - 1
-          counts["num_accepted_tokens"] += len(result.tokens) - 1
-    counts["device_wait_time"] += done - began
-    if done - began < _AT_ONCE:
-      counts["device_idle_time"] += began - max(
-        step.launched, self._last_result
+      self._counts.add_step(
+        step.batch,
+        results,
+        started=max(step.launched, self._last_result),
+        asked=began,
+        done=done,
       )
+      self._counts.add("update_time", self._clock() - done)
+    self._last_result = done
 
   def _deliver(self) -> None:
     """Hands out what is new."""
@@ -552,11 +439,11 @@ class Engine:
       for request_id in failed:
         self._scheduler.abort(request_id)
         if self._listeners.pop(request_id, None) is not None:
-          self._finished[request_lib.FinishReason.ABORTED] += 1
+          self._counts.add_finished(request_lib.FinishReason.ABORTED)
       self._is_delivering = False
       if not self._listeners:
         self._changed.notify_all()
-      self._counts["update_time"] += self._clock() - began
+      self._counts.add("update_time", self._clock() - began)
 
   def _listener(self, output: request_lib.Output) -> OnOutput | None:
     """Whoever is to get it, and counts it; after the last the id is free."""
@@ -564,9 +451,10 @@ class Engine:
       listener = self._listeners.get(output.request_id)
     else:
       listener = self._listeners.pop(output.request_id, None)
-      self._finished[output.finish] += listener is not None
+      if listener is not None:
+        self._counts.add_finished(output.finish)
     if listener is not None:
-      self._counts["num_output_tokens"] += len(output.tokens)
+      self._counts.add("num_output_tokens", len(output.tokens))
     return listener
 
   def _abort(
@@ -586,7 +474,7 @@ class Engine:
     self._is_called = True
     self._changed.notify_all()
 
-  def _close(self, phase: Phase, error: str) -> None:
+  def _close(self, phase: stats_lib.Phase, error: str) -> None:
     """Ends whatever there is, without asking the scheduler, who may be why."""
     with self._changed:
       self._phase = phase

@@ -13,6 +13,7 @@ from serve import ngram
 from serve import request as request_lib
 from serve import scheduler as scheduler_lib
 from serve import scheduler_config
+from serve import stats as stats_lib
 
 _Reason = request_lib.FinishReason
 _PROMPT = (3, 1, 4, 1, 5)
@@ -364,7 +365,7 @@ class DeathTest(_Case):
     self.assertTrue(engine.stop(timeout=10))
     self.assertLen(self.deaths, 1)
     stats = engine.stats()
-    self.assertIs(stats.phase, engine_lib.Phase.DEAD)
+    self.assertIs(stats.phase, stats_lib.Phase.DEAD)
     self.assertFalse(stats.is_alive)
     with self.assertRaises(engine_lib.UnavailableError):
       engine.submit(_request("f"), self.listener)
@@ -417,7 +418,7 @@ class LifeTest(_Case):
       target=lambda: drained.append(engine.drain(time.monotonic() + 30))
     )
     thread.start()
-    while engine.stats().phase is not engine_lib.Phase.DRAINING:
+    while engine.stats().phase is not stats_lib.Phase.DRAINING:
       time.sleep(0.001)
     with self.assertRaises(engine_lib.UnavailableError):
       engine.submit(_request("b"), self.listener)
@@ -426,7 +427,7 @@ class LifeTest(_Case):
     self.assertEqual(drained, [True])
     self.expect("a")
     self.assertTrue(engine.stop(timeout=10))
-    self.assertIs(engine.stats().phase, engine_lib.Phase.STOPPED)
+    self.assertIs(engine.stats().phase, stats_lib.Phase.STOPPED)
 
   def test_drain_ends_what_is_left(self):
     self.runner.gate = threading.Semaphore(2)
@@ -483,9 +484,44 @@ class LifeTest(_Case):
     self.expect("c", params=7)
     self.assertEqual(engine.stats().prefix_hits, 4)
 
+  def test_tokens_flow_while_parameters_are_prepared(self):
+    is_preparing, may_go_on = threading.Event(), threading.Event()
+
+    def prepare(params):
+      if params == 7:
+        is_preparing.set()
+        assert may_go_on.wait(30)
+        self.assertNotEqual(threading.current_thread().name, "engine")
+
+    self.runner.before_prepare = prepare
+    self.runner.gate = threading.Semaphore(2)
+    engine = self.make()
+    engine.start()
+    engine.submit(_request(max_tokens=20), self.listener)
+    swaps = []
+    swapping = threading.Thread(
+      target=lambda: swaps.append(engine.swap(7, step=40))
+    )
+    swapping.start()
+    self.assertTrue(is_preparing.wait(30))
+    self.runner.gate.release(8)
+    self.listener.wait_for(lambda: len(self.listener.tokens("a")) == 10)
+    self.assertEqual(engine.stats().step, 0)
+    may_go_on.set()
+    swapping.join(30)
+    self.runner.gate.release(100)
+    swaps[0].result(timeout=30)
+    self.listener.wait("a")
+    outputs = self.listener.outputs["a"]
+    old = sum(len(o.tokens) for o in outputs if o.step == 0)
+    self.assertBetween(old, 10, 12)  # Steps that were launched already.
+    text = fixtures.continuation(_PROMPT, old)
+    text += fixtures.continuation([*_PROMPT, *text], 20 - old, params=7)
+    self.assertEqual(self.listener.tokens("a"), text)
+
   def test_stats(self):
     engine = self.make()
-    self.assertIs(engine.stats().phase, engine_lib.Phase.STARTING)
+    self.assertIs(engine.stats().phase, stats_lib.Phase.STARTING)
     engine.start()
     engine.submit(_request(max_tokens=3), self.listener)
     self.listener.wait("a")

@@ -42,6 +42,7 @@ class FakeRunner:
     before_run: Called with every batch; may raise.
     before_result: Likewise, with the number of the step.
     before_admit: Likewise, with the request.
+    before_prepare: Likewise, with parameters.
     not_finite: Ids of requests whose results are not finite.
     params: The fake model's parameter.
   """
@@ -53,6 +54,7 @@ class FakeRunner:
     self.before_run: Callable[[batch_lib.Batch], None] = lambda batch: None
     self.before_result: Callable[[int], None] = lambda index: None
     self.before_admit: Callable[[request_lib.Request], None] = lambda r: None
+    self.before_prepare: Callable[[Any], None] = lambda params: None
     self.not_finite: set[str] = set()
     self.params = 0
     self._page_size = page_size
@@ -71,12 +73,17 @@ class FakeRunner:
     del tokens
     self._last.pop(slot, None)
 
-  def set_params(self, params: Any) -> None:
-    """Another parameter."""
+  def prepare_params(self, params: Any) -> dict[str, int]:
+    """Another parameter, for `set_params`."""
+    self.before_prepare(params)
     if not isinstance(params, int):
       raise TypeError(f"params is {params!r}, not a number")
-    self.events.append(f"params {params}")
-    self.params = params
+    return {"prepared": params}
+
+  def set_params(self, prepared: dict[str, int]) -> None:
+    """Uses what was prepared."""
+    self.params = prepared["prepared"]
+    self.events.append(f"params {self.params}")
 
   def run(self, batch: batch_lib.Batch) -> "FakeHandle":
     """Computes at once, and tells later."""

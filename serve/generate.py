@@ -197,7 +197,12 @@ def _load(path: str, config: config_lib.ServeConfig) -> list[checkpoints.Model]:
   if _IMPORT_FOLDER.value:
     folder = pathlib.Path(command_line.user_path(_IMPORT_FOLDER.value))
   place = pathlib.Path(command_line.user_path(path))
-  return assembly.load(place, config.runner, import_folder=folder)
+  return assembly.load(
+    place,
+    config.runner,
+    import_folder=folder,
+    keep_imports=config.keep_imports,
+  )
 
 
 def main(argv: list[str]) -> None:

@@ -9,7 +9,7 @@ one that is too large or too ambiguous is refused, or has his own request fail.
 Dims: V vocabulary of the model, W = ceil(V / 32) words of a mask.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 import dataclasses
 import functools
 import json
@@ -62,31 +62,7 @@ class Lark:
   grammar: str
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Calls:
-  """Calls of functions, each a JSON object with a name and arguments.
-
-  Attributes:
-    functions: The schema of each one's arguments, by name.
-    name_key: Of the name, the first member.
-    arguments_key: Of the arguments, the second.
-    before: Text before each object, such as "<tool_call>"; a special token's
-      name stands for the token.
-    after: Text behind it.
-    has_many: Whether several may follow each other.
-    is_strict: As of `JsonSchema`.
-  """
-
-  functions: Mapping[str, Any]
-  name_key: str = "name"
-  arguments_key: str = "arguments"
-  before: str = ""
-  after: str = ""
-  has_many: bool = False
-  is_strict: bool = True
-
-
-type Rule = JsonSchema | Regex | Choice | Lark | Calls
+type Rule = JsonSchema | Regex | Choice | Lark
 
 
 class Compiler:
@@ -172,47 +148,6 @@ class Compiler:
       case Lark():
         self._check_size("Lark", rule.grammar)
         return llguidance.LLMatcher.grammar_from_lark(rule.grammar)
-      case Calls():
-        return llguidance.LLMatcher.grammar_from_lark(self._calls(rule))
-
-  def _calls(self, rule: Calls) -> str:
-    if not rule.functions:
-      raise ValueError("Calls: there is no function to call; give one")
-    options = {**_JSON_OPTIONS, "lenient": not rule.is_strict}
-    calls, arguments = [], []
-    for index, (name, schema) in enumerate(rule.functions.items()):
-      if not isinstance(schema, Mapping):
-        raise ValueError(
-          f"Calls: the schema of {name!r} is {schema!r}; give an object"
-        )
-      head = f'{{"{rule.name_key}":{json.dumps(name, ensure_ascii=False)}'
-      head += f',"{rule.arguments_key}":'
-      calls.append(f'{_quoted(head)} arguments_{index} "}}"')
-      # Each schema has its own root, which its references begin at.
-      text = self._json({**schema, "x-guidance": options})
-      arguments.append(f"arguments_{index}: %json {text}")
-    before, after = self._literal(rule.before), self._literal(rule.after)
-    lines = [
-      "start: call+" if rule.has_many else "start: call",
-      f"call: {before} ({' | '.join(calls)}) {after}",
-      *arguments,
-    ]
-    lark = "\n".join(lines) + "\n"
-    self._check_size("Calls", lark)
-    return lark
-
-  def _literal(self, text: str) -> str:
-    """A text in Lark; names of special tokens are the tokens."""
-    parts, plain = [], []
-    for token in self._tokenizer.tokenize_str(text, parse_special=True):
-      if not self._tokenizer.is_special_token(token):
-        plain.append(token)
-        continue
-      parts += [_quoted(self._tokenizer.decode_str(plain))] if plain else []
-      parts.append(f"<[{token}]>")
-      plain = []
-    parts += [_quoted(self._tokenizer.decode_str(plain))] if plain else []
-    return " ".join(parts)
 
   def _json(self, schema: Any) -> str:
     try:

@@ -149,75 +149,13 @@ class RulesTest(_Case):
     self.assertTrue(self.takes(rule, "((1+2))"))
     self.assertFalse(self.takes(rule, "((1+2)"))
 
-  def test_random_calls(self):
-    functions: dict[str, Any] = {
-      "add": {
-        "type": "object",
-        "properties": {"a": {"$ref": "#/$defs/digit"}},
-        "required": ["a"],
-        "additionalProperties": False,
-        "$defs": {"digit": {"type": "integer", "minimum": 0, "maximum": 9}},
-      },
-      'say "끝"': {
-        "type": "object",
-        "properties": {"text": {"type": "string", "maxLength": 3}},
-        "required": ["text"],
-        "additionalProperties": False,
-        "x-guidance": {"whitespace_flexible": True},
-      },
-    }
-    one = grammar.Calls(functions=functions)
-    many = grammar.Calls(
-      functions=functions,
-      arguments_key="parameters",
-      before="<call>\n",
-      after="\n</call>",
-      has_many=True,
-    )
-    names = set()
-    for seed in range(10):
-      text = self.walk(one, seed=seed)
-      assert text is not None
-      call = json.loads(text)
-      self.assertIn('","arguments":{"', text)
-      self.assertEqual(list(call), ["name", "arguments"])
-      self._check_call(call["name"], call["arguments"])
-      names.add(call["name"])
-      text = self.walk(many, seed=seed)
-      if text is not None:
-        calls = re.findall("<call>\n(.*?)\n</call>", text, re.DOTALL)
-        self.assertEqual(
-          text, "".join(f"<call>\n{call}\n</call>" for call in calls)
-        )
-        for call in map(json.loads, calls):
-          self._check_call(call["name"], call["parameters"])
-    self.assertEqual(names, set(functions))
-    call = '<call>\n{"name":"add","parameters":{"a":3}}\n</call>'
-    self.assertTrue(self.takes(many, call + call))
-
-  def _check_call(self, name: str, arguments: dict[str, Any]):
-    if name == "add":
-      self.assertEqual(list(arguments), ["a"])
-      self.assertBetween(arguments["a"], 0, 9)
-    else:
-      self.assertEqual(name, 'say "끝"')
-      self.assertEqual(list(arguments), ["text"])
-      self.assertLessEqual(len(arguments["text"]), 3)
-
-  def test_special_tokens_around_calls(self):
-    rule = grammar.Calls(
-      functions={"f": {"type": "object"}},
-      before="<|reserved_4|>\n",
-      after="<|reserved_5|>",
-    )
+  def test_special_tokens(self):
+    (first,) = self.tokenizer.encode_with_special_tokens("<|reserved_4|>")
+    rule = grammar.Lark(grammar=f'start: <[{first}]> "a" <[{first + 1}]>')
     matcher = self.compiler.compile(rule)
-    first = self.tokenizer.encode_with_special_tokens("<|reserved_4|>")
-    last = self.tokenizer.encode_with_special_tokens("<|reserved_5|>")
-    self.assertEqual(_allowed(matcher.masks([])[0]), first)
-    call = self.tokenizer.encode('\n{"name":"f","arguments":{}}')
-    matcher.accept([*first, *call])
-    self.assertEqual(_allowed(matcher.masks([])[0]), last)
-    matcher.accept(last)
+    for token in (first, *self.tokenizer.encode("a"), first + 1):
+      self.assertEqual(_allowed(matcher.masks([])[0]), [token])
+      matcher.accept([token])
     self.assertTrue(matcher.is_complete)
 
   @parameterized.parameters("tiny_bytelevel_bpe", "tiny_metaspace_bytefallback")
@@ -330,9 +268,6 @@ class RefusalTest(_Case):
     (grammar.Choice(texts=[]), "Choice: there is nothing"),
     (grammar.Lark(grammar="start: a"), 'Lark: .*unknown name: "a"'),
     (grammar.Lark(grammar=""), "Lark: "),
-    (grammar.Calls(functions={}), "Calls: there is no function"),
-    (grammar.Calls(functions={"f": []}), "Calls: the schema of 'f'"),
-    (grammar.Calls(functions={"f": {"type": "x"}}), "Calls: "),
     # More than the limits allow: 1 s without them, 0.1 s with them.
     (grammar.Regex(pattern="x(a{1000}){1000}"), "Regex: .*too many"),
     # More than max_bytes.

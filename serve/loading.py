@@ -117,13 +117,17 @@ class Loader:
       model_name=name,
       max_len=assembled.max_len,
       has_chat=words is not None and bool(words.prompts.templates.sources),
+      defaults=model.generation.fields,
       on_ready=on_ready,
       close=newer.stop if newer is not None else lambda: None,
     )
 
   def _load(self, path: pathlib.Path) -> list[checkpoints.Model]:
     return assembly.load(
-      path, self.config.runner, import_folder=self.import_folder
+      path,
+      self.config.runner,
+      import_folder=self.import_folder,
+      keep_imports=self.config.keep_imports,
     )
 
   def _load_drafts(self) -> list[checkpoints.Model]:

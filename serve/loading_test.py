@@ -14,9 +14,9 @@ from model import sharding
 from serve import assembly
 from serve import checkpoint_fixtures
 from serve import checkpoints
-from serve import engine as engine_lib
 from serve import loading
 from serve import replicas
+from serve import stats as stats_lib
 from serve.api import health
 from serve.api import metrics
 
@@ -90,8 +90,8 @@ class LoadingTest(absltest.TestCase):
         model_name="tiny",
         max_len=64,
         cache={},
-        stats=lambda: engine_lib.Stats(
-          phase=engine_lib.Phase.SERVING,
+        stats=lambda: stats_lib.Stats(
+          phase=stats_lib.Phase.SERVING,
           is_alive=True,
           step=0,
           last_progress=0.0,

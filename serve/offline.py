@@ -25,6 +25,7 @@ from serve import conventions
 from serve import detokenizer
 from serve import engine as engine_lib
 from serve import request as request_lib
+from serve import stats as stats_lib
 
 _Reason = request_lib.FinishReason
 
@@ -70,7 +71,7 @@ class Engine(Protocol):
 
   def abort(self, request_id: str, reason: _Reason = ...) -> None: ...
 
-  def stats(self) -> engine_lib.Stats: ...
+  def stats(self) -> stats_lib.Stats: ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -399,7 +400,7 @@ class _Progress:
     if answer.take(output):
       self._engine.abort(output.request_id, _Reason.STOP)
     if output.finish is not None:
-      if self._engine.stats().phase is engine_lib.Phase.DEAD:
+      if self._engine.stats().phase is stats_lib.Phase.DEAD:
         raise RuntimeError(output.error)
       del self._open[output.request_id]
       self._finished[answer.place] = answer.line(output)

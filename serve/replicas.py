@@ -15,16 +15,17 @@ from typing import Any
 from serve import engine as engine_lib
 from serve import request as request_lib
 from serve import scheduler as scheduler_lib
+from serve import stats as stats_lib
 
 # Beginnings of texts that are remembered.
 _NUM_PREFIXES = 4096
 # What each phase means for all: the first of these that one is in.
 _PHASES = (
-  engine_lib.Phase.DEAD,
-  engine_lib.Phase.STOPPED,
-  engine_lib.Phase.STARTING,
-  engine_lib.Phase.DRAINING,
-  engine_lib.Phase.SERVING,
+  stats_lib.Phase.DEAD,
+  stats_lib.Phase.STOPPED,
+  stats_lib.Phase.STARTING,
+  stats_lib.Phase.DRAINING,
+  stats_lib.Phase.SERVING,
 )
 
 
@@ -132,7 +133,7 @@ class Replicas:
       stopped = pool.map(lambda engine: engine.stop(timeout), self.engines)
       return all(stopped)
 
-  def stats(self) -> engine_lib.Stats:
+  def stats(self) -> stats_lib.Stats:
     """Sums; means where a sum says nothing; the oldest of steps and times."""
     return merge([engine.stats() for engine in self.engines])
 
@@ -181,10 +182,10 @@ class Replicas:
       self._places.pop(request_id, None)
 
 
-def merge(stats: Sequence[engine_lib.Stats]) -> engine_lib.Stats:
+def merge(stats: Sequence[stats_lib.Stats]) -> stats_lib.Stats:
   """Those of several engines as of one."""
   merged: dict[str, Any] = {}
-  for field in dataclasses.fields(engine_lib.Stats):
+  for field in dataclasses.fields(stats_lib.Stats):
     values = [getattr(one, field.name) for one in stats]
     match field.name:
       case "phase":
@@ -204,7 +205,7 @@ def merge(stats: Sequence[engine_lib.Stats]) -> engine_lib.Stats:
         merged["finished"] = dict(finished)
       case name:
         merged[name] = sum(values)
-  return engine_lib.Stats(**merged)
+  return stats_lib.Stats(**merged)
 
 
 def _join(

@@ -9,6 +9,7 @@ from serve import replicas as replicas_lib
 from serve import request as request_lib
 from serve import scheduler as scheduler_lib
 from serve import scheduler_config
+from serve import stats as stats_lib
 
 _Reason = request_lib.FinishReason
 
@@ -125,9 +126,9 @@ class ReplicasTest(absltest.TestCase):
     self.assertTrue(self.replicas.drain(time.monotonic() + 30))
     with self.assertRaises(engine_lib.UnavailableError):
       self.replicas.submit(_request("late"), self.listener)
-    self.assertIs(self.replicas.stats().phase, engine_lib.Phase.DRAINING)
+    self.assertIs(self.replicas.stats().phase, stats_lib.Phase.DRAINING)
     self.assertTrue(self.replicas.stop(timeout=30))
-    self.assertIs(self.replicas.stats().phase, engine_lib.Phase.STOPPED)
+    self.assertIs(self.replicas.stats().phase, stats_lib.Phase.STOPPED)
     self.assertFalse(self.replicas.stats().is_alive)
 
   def test_one_that_stalls_or_dies_is_all(self):
@@ -144,7 +145,7 @@ class ReplicasTest(absltest.TestCase):
     self.listener.wait("0")
     self.assertIs(self.listener.finish("0"), _Reason.ERROR)
     self.assertTrue(self.replicas.engines[0].stop(timeout=30))
-    self.assertIs(self.replicas.stats().phase, engine_lib.Phase.DEAD)
+    self.assertIs(self.replicas.stats().phase, stats_lib.Phase.DEAD)
     # Until somebody ends the process, the others go on.
     self.replicas.submit(_request("1"), self.listener)
     self.listener.wait("1")

@@ -265,8 +265,11 @@ class Runner:
     wanted = [self._wanted[row.slot] for row in batch.rows]
     return Handle(batch.rows, wanted, outputs)
 
-  def set_params(self, params: dict[str, Any]) -> None:
-    """Other parameters of the same model, from the next step on.
+  def prepare_params(self, params: dict[str, Any]) -> dict[str, Any]:
+    """Other parameters of the same model, for `set_params`.
+
+    On any thread, while steps run; waits until they are on the device, where
+    those in use still are.
 
     Args:
       params: As the runner was made with; it takes them.
@@ -278,9 +281,14 @@ class Runner:
     _check_same(params, layout.source)
     with jax.set_mesh(self._mesh):
       new = weights.prepare(params, layout, mesh=self._mesh)
-    self._target.params = jax.tree.map(
+    placed = jax.tree.map(
       lambda x, old: jax.device_put(x, old.sharding), new, self._target.params
     )
+    return jax.block_until_ready(placed)
+
+  def set_params(self, prepared: dict[str, Any]) -> None:
+    """Other parameters from the next step on, of `prepare_params`."""
+    self._target.params = prepared
 
   # Steps.
 

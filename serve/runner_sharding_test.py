@@ -11,6 +11,7 @@ class RunnerShardingTest(parameterized.TestCase):
     ("tensor", {"tensor": 2}, "dense", {}),
     ("both", {"tensor": 2, "expert": 2}, "moe", {}),
     ("int8", {"tensor": 2}, "dense", {"weights": "int8", "cache": "int8"}),
+    ("moe_int8", {"tensor": 2, "expert": 2}, "moe", {"weights": "int8"}),
   )
   def test_says_the_same(self, axes, kind, settings):
     config = dict(runner_fixtures.KINDS)[kind]

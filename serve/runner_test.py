@@ -232,7 +232,9 @@ class RunnerTest(parameterized.TestCase):
     runner_fixtures.Texts(runner, prompts).finish()
     other = runner_fixtures.make_params(runner_fixtures.DENSE, seed=1)
     runner.set_params(
-      runner_fixtures.source(runner_fixtures.DENSE, params=other).params
+      runner.prepare_params(
+        runner_fixtures.source(runner_fixtures.DENSE, params=other).params
+      )
     )
     texts = runner_fixtures.Texts(runner, prompts)
     self.assertEqual(
@@ -240,7 +242,7 @@ class RunnerTest(parameterized.TestCase):
       runner_fixtures.expected(runner_fixtures.DENSE, prompts, params=other),
     )
     with self.assertRaisesRegex(ValueError, "head_DV"):
-      runner.set_params(
+      runner.prepare_params(
         runner_fixtures.source(runner_fixtures.KINDS[0][1]).params
       )
 

@@ -7,7 +7,7 @@ second one ends what is under way, SIGHUP reads keys and certificate again.
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import contextlib
 import dataclasses
 import signal
@@ -21,7 +21,7 @@ from aiohttp import typedefs
 from aiohttp import web
 
 from serve import config as config_lib
-from serve import engine as engine_lib
+from serve import stats as stats_lib
 from serve.api import auth
 from serve.api import drain
 from serve.api import health
@@ -42,7 +42,7 @@ _STOP_SECONDS = 10.0
 class Engine(Protocol):
   """What a server asks of an engine: see `serve.engine.Engine`."""
 
-  def stats(self) -> engine_lib.Stats: ...
+  def stats(self) -> stats_lib.Stats: ...
 
   def is_stalled(self, now: float) -> bool: ...
 
@@ -74,6 +74,7 @@ class Loaded:
     model_name: Under which the model is served.
     max_len: Tokens of a prompt and its continuation.
     has_chat: Whether conversations can be asked for.
+    defaults: Of the fields of a request, what the model wants.
     on_ready: Called when requests are taken.
     close: Called when none are under way any more.
   """
@@ -83,6 +84,7 @@ class Loaded:
   model_name: str
   max_len: int
   has_chat: bool
+  defaults: Mapping[str, float] = dataclasses.field(default_factory=dict)
   on_ready: Callable[[], None] = lambda: None
   close: Callable[[], None] = lambda: None
 
@@ -331,6 +333,7 @@ class Server:
       "phase": str(self._status),
       "model": self._loaded.model_name,
       "has_chat": self._loaded.has_chat,
+      "defaults": dict(self._loaded.defaults),
       "max_len": self._loaded.max_len,
       "step": stats.step,
       "running": stats.num_running,

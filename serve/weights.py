@@ -33,6 +33,10 @@ _SUMMED = {
   "gate_DF": "D",
   "up_DF": "D",
   "down_FD": "F",
+  # Experts of a mixture.
+  "gate_EDF": "D",
+  "up_EDF": "D",
+  "down_EFD": "F",
   # Gated DeltaNet.
   "q_DKH": "D",
   "v_DNH": "D",
@@ -40,18 +44,16 @@ _SUMMED = {
   "q_down_DR": "D",
   "q_up_RNH": "R",
   "latent_DC": "D",
+  # Multiplied from either side; also as linear.py says.
+  "k_up_CNH": "C",
+  "v_up_CNH": "C",
 }
-# What cannot: small and delicate, or multiplied from either side (k_up, v_up).
+# What cannot: small and delicate.
 _KEPT = (
   "position_PD",
   "beta_DN",
   "decay_DN",
   "rope_key_DH",
-  "k_up_CNH",
-  "v_up_CNH",
-  "gate_EDF",
-  "up_EDF",
-  "down_EFD",
 )
 
 
@@ -164,12 +166,11 @@ def _quantize(x, *, name, mesh):
   stacked = x.ndim - len(dims)
   summed = tuple(stacked + dims.index(d) for d in _SUMMED[name])
   weight = linear.quantize(x, summed=summed, stacked=stacked)
-  spec = sharding.param_spec(name, x.ndim)
-  kept = [d for d in range(x.ndim) if d not in summed]
-  place = jax.lax.with_sharding_constraint
-  return linear.Int8(
-    values=place(
-      weight.values, _sharding(mesh, P(*(spec[d] for d in (*kept, *summed))))
+  specs = linear.specs(weight, sharding.param_spec(name, x.ndim), summed=summed)
+  return jax.tree.map(
+    lambda part, spec: jax.lax.with_sharding_constraint(
+      part, _sharding(mesh, spec)
     ),
-    scale=place(weight.scale, _sharding(mesh, P(*(spec[d] for d in kept)))),
+    weight,
+    specs,
   )

@@ -18,6 +18,7 @@ import numpy as np
 
 from serve import engine as engine_lib
 from serve import request as request_lib
+from serve import stats as stats_lib
 
 
 class Engine(Protocol):
@@ -241,7 +242,7 @@ def summarize(timings: Sequence[Timing], seconds: float) -> dict[str, float]:
 
 
 def summarize_engine(
-  before: engine_lib.Stats, after: engine_lib.Stats, seconds: float
+  before: stats_lib.Stats, after: stats_lib.Stats, seconds: float
 ) -> dict[str, float]:
   """What the engine did between two looks at it."""
 

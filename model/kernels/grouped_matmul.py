@@ -10,10 +10,16 @@
   ragged   jax.lax.ragged_dot. What `auto` means elsewhere.
   batched  One batched matmul; all groups must be of M / E rows.
 
+Weights in 8 bits (linear.Int8, a scale per group and output) are multiplied in
+`blocks` as linear.project does, which on CPUs rounds the rows to 8 bits too;
+elsewhere their values become those of the rows' dtype, and rows of the product
+are scaled. There is no gradient.
+
 Dims: M rows sorted by group, E groups (experts), D in, F out.
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,14 +28,17 @@ from jaxtyping import Array, Float, Int
 from model import linear
 
 # Narrower blocks starve the matrix units, wider ones waste work on the rows
-# that the last block of a group lacks.
+# that the last block of a group lacks. With but a few rows per group, as when
+# decoding, the matrices take longer to read than to multiply, and a block need
+# not be wider than a group; but two rows, as a product of a single one is slow.
 _MIN_BLOCK = 16
+_MIN_BLOCK_OF_FEW = 2
 _MAX_BLOCK = 256
 
 
 def grouped_matmul(
   x_MD: Float[Array, "M D"],
-  weight_EDF: Float[Array, "E D F"],
+  weight_EDF: Float[Array, "E D F"] | linear.Int8,
   group_sizes_E: Int[Array, "E"],
   *,
   implementation: str = "auto",
@@ -38,18 +47,27 @@ def grouped_matmul(
 
   Args:
     x_MD: Rows, those of group 0 first; their dtype is the product's.
-    weight_EDF: A matrix per group, in any float dtype.
+    weight_EDF: A matrix per group, in any float dtype, or in 8 bits.
     group_sizes_E: Rows per group, together at most M; the result is 0 for the
       rows after them.
     implementation: `auto`, `reference`, `blocks`, `ragged` or `batched`.
   """
+  name = resolve(implementation)
   function = {
     "reference": reference,
     "blocks": blocks,
     "ragged": ragged,
     "batched": batched,
-  }[resolve(implementation)]
-  return function(x_MD, weight_EDF, group_sizes_E)
+  }[name]
+  if not isinstance(weight_EDF, linear.Int8):
+    return function(x_MD, weight_EDF, group_sizes_E)
+  if name == "blocks":
+    return _blocks_int8(x_MD, weight_EDF, group_sizes_E)
+  values_EDF = jnp.swapaxes(weight_EDF.values, 1, 2).astype(x_MD.dtype)
+  product_MF = function(x_MD, values_EDF, group_sizes_E)
+  groups = row_groups(group_sizes_E, x_MD.shape[0])
+  scale_MF = weight_EDF.scale.at[groups].get(mode="clip")
+  return (product_MF * scale_MF).astype(x_MD.dtype)
 
 
 def resolve(implementation: str) -> str:
@@ -160,8 +178,9 @@ def make_blocks(group_sizes_E: Int[Array, "E"], num_rows: int) -> Blocks:
   """Cuts groups of together at most `num_rows` rows into blocks."""
   num_groups = group_sizes_E.shape[0]
   # Half of an even share, so that a group wastes at most as much on average.
-  rows = 1 << max(num_rows // (2 * num_groups), 1).bit_length() - 1
-  rows = min(max(rows, _MIN_BLOCK), _MAX_BLOCK)
+  rows = _power_of_two(num_rows // (2 * num_groups))
+  least = min(_power_of_two(2 * num_rows // num_groups), _MIN_BLOCK)
+  rows = min(max(rows, least, _MIN_BLOCK_OF_FEW), _MAX_BLOCK)
   ends = jnp.cumsum(group_sizes_E)
   num_blocks = (group_sizes_E + rows - 1) // rows
   block_ends = jnp.cumsum(num_blocks)
@@ -176,6 +195,11 @@ def make_blocks(group_sizes_E: Int[Array, "E"], num_rows: int) -> Blocks:
     start_of=(ends - group_sizes_E)[group] + within * rows,
     end_of=ends[group],
   )
+
+
+def _power_of_two(x: int) -> int:
+  """The largest that is not larger; 1 of less than that."""
+  return 1 << max(x, 1).bit_length() - 1
 
 
 def pad_rows(x: jax.Array, blocks: Blocks) -> jax.Array:
@@ -199,19 +223,43 @@ def blocks(x_MD, weight_EDF, group_sizes_E):
   )
 
 
+def _blocks_int8(x_MD, weight_EDF, group_sizes_E):
+  return _multiply_blocks(
+    x_MD,
+    weight_EDF,
+    make_blocks(group_sizes_E, x_MD.shape[0]),
+    dims="MD,DF->MF",
+    dim_out=weight_EDF.scale.shape[1],
+  )
+
+
 def _multiply_blocks(x, weight, plan, *, dims, dim_out):
   num_rows = x.shape[0]
-  padded, weight = pad_rows(x, plan), weight.astype(x.dtype)
+  padded, weight = pad_rows(x, plan), linear.cast(weight, x.dtype)
 
   def multiply(i, out):
     start = plan.start_of[i]
     block = jax.lax.dynamic_slice_in_dim(padded, start, plan.rows)
-    product = jnp.einsum(dims, block, weight[plan.group_of[i]])
+    product = multiply_one(dims, block, take(weight, plan.group_of[i]))
     product = jnp.where(plan.mask(i), product, 0)
     return jax.lax.dynamic_update_slice_in_dim(out, product, start, 0)
 
   out = jnp.zeros((num_rows + plan.rows, dim_out), x.dtype)
   return jax.lax.fori_loop(0, plan.count, multiply, out)[:num_rows]
+
+
+def take(weight: jax.Array | linear.Int8, group: jax.Array) -> Any:
+  """One group's matrix."""
+  return jax.tree.map(lambda a: a[group], weight)
+
+
+def multiply_one(
+  dims: str, x: jax.Array, weight: jax.Array | linear.Int8
+) -> jax.Array:
+  """einsum of a block's rows with its group's matrix."""
+  if isinstance(weight, linear.Int8):
+    return linear.project(dims, x, weight)
+  return jnp.einsum(dims, x, weight)
 
 
 def _blocks_forward(x_MD, weight_EDF, group_sizes_E):

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from model import linear
 from model.kernels import grouped_matmul
 
 _M, _D, _F = 96, 12, 20
@@ -99,6 +100,43 @@ class GroupedMatmulTest(parameterized.TestCase):
     )
     for a, b in zip(got, expected(x, weight, sizes, cotangent), strict=True):
       np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+  @parameterized.product(
+    implementation=("reference", "blocks", "ragged", "batched"),
+    dtype=("float32", "bfloat16"),
+  )
+  def test_int8_is_the_dequantized_weight(self, implementation, dtype):
+    x, weight, _ = inputs(dtype)
+    sizes = _SIZES["uneven"]
+    if implementation == "batched":
+      x, sizes = x[:84], (12,) * 7
+    x = x.at[sum(sizes) :].set(jnp.nan)
+    stored = linear.quantize(weight, summed=(1,), stacked=1)
+    got = jax.jit(
+      functools.partial(
+        grouped_matmul.grouped_matmul, implementation=implementation
+      )
+    )(x, stored, jnp.array(sizes))
+    self.assertEqual(got.dtype, x.dtype)
+    dequantized = jnp.swapaxes(stored.values * stored.scale[..., None], 1, 2)
+    wanted, *_ = expected(x, dequantized, sizes, np.zeros(got.shape))
+    limit = 1e-5 if dtype == "float32" else 2**-7 * np.abs(wanted).max()
+    if implementation == "blocks":
+      # On CPUs each number of a row is off by at most half a step.
+      half = np.abs(np.asarray(x, np.float64)).max(1, keepdims=True) / 254
+      row_sums, *_ = expected(
+        np.ones(x.shape), np.abs(dequantized), sizes, np.zeros(got.shape)
+      )
+      limit = limit + np.nan_to_num(half) * row_sums
+    error = np.abs(np.asarray(got, np.float64) - wanted)
+    np.testing.assert_array_less(error, limit + 1e-12)
+
+  @parameterized.parameters((8, 64, 2), (256, 64, 8), (4096, 64, 32), (1, 8, 2))
+  def test_blocks_of_few_rows_are_narrow(self, num_rows, num_groups, rows):
+    sizes = jnp.zeros(num_groups, int).at[1].set(num_rows)
+    plan = grouped_matmul.make_blocks(sizes, num_rows)
+    self.assertEqual(plan.rows, rows)
+    self.assertEqual(int(plan.count), -(-num_rows // rows))
 
   def test_blocks_cover_each_row_of_a_group_once(self):
     sizes = _SIZES["uneven"]

@@ -12,6 +12,9 @@ ways, equal in value and gradient (grouped_mlp_test.py):
 A row's weight multiplies its hidden units, not its output: so the gradient of
 the weight needs no output of an expert.
 
+Matrices may be in 8 bits, multiplied as grouped_matmul.py says; without
+gradients then.
+
 Dims: N tokens, K choices of a token, M rows, D model, E experts,
 F feed-forward of one expert.
 """
@@ -25,6 +28,7 @@ from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from model import linear
 from model.kernels import grouped_matmul
 
 # Hidden units before the nonlinearity, under this name for jax.checkpoint's
@@ -44,11 +48,14 @@ Activation = Callable[[jax.Array, jax.Array], jax.Array]
 )
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Experts:
-  """Parameters: down(activation(gate(x), up(x))); all biases or none."""
+  """Parameters: down(activation(gate(x), up(x))); all biases or none.
 
-  gate: Float[Array, "E D F"]
-  up: Float[Array, "E D F"]
-  down: Float[Array, "E F D"]
+  All matrices in 8 bits or none.
+  """
+
+  gate: Float[Array, "E D F"] | linear.Int8
+  up: Float[Array, "E D F"] | linear.Int8
+  down: Float[Array, "E F D"] | linear.Int8
   gate_bias: Float[Array, "E F"] | None = None
   up_bias: Float[Array, "E F"] | None = None
   down_bias: Float[Array, "E D"] | None = None
@@ -125,12 +132,14 @@ def grouped_mlp(
   Args:
     x_ND: Tokens; their dtype is that of the products and of the result. A
       token's results are added in float32.
-    experts: In any float dtype.
+    experts: In any float dtype, or in 8 bits.
     rows: As `make_rows` gives them.
     activation: Elementwise; one object for one function, as jit asks for.
     implementation: As grouped_matmul's.
   """
   if grouped_matmul.resolve(implementation) == "blocks":
+    if isinstance(experts.gate, linear.Int8):
+      return _blocks_int8(x_ND, experts, rows, activation)
     return _blocks(x_ND, experts, rows.weight, rows, activation)
   hidden_rows = dispatch(x_ND, rows)
   out_MD = mlp_of_rows(
@@ -225,7 +234,11 @@ def _make_block(x_ND, experts, weight_M, rows, plan):
   """i -> the first row, tokens, weights and parameters of block i."""
   token = grouped_matmul.pad_rows(rows.token, plan)
   weight = grouped_matmul.pad_rows(weight_M, plan)
-  experts = jax.tree.map(lambda a: a.astype(x_ND.dtype), experts)
+  experts = jax.tree.map(
+    lambda a: linear.cast(a, x_ND.dtype),
+    experts,
+    is_leaf=lambda a: isinstance(a, linear.Int8),
+  )
 
   def block(i):
     start = plan.start_of[i]
@@ -233,7 +246,7 @@ def _make_block(x_ND, experts, weight_M, rows, plan):
     weight_b = jax.lax.dynamic_slice_in_dim(weight, start, plan.rows)[:, None]
     # Rows of the next group weigh nothing here.
     weight_b = jnp.where(plan.mask(i), weight_b, 0).astype(x_ND.dtype)
-    expert = jax.tree.map(lambda a: a[plan.group_of[i]], experts)
+    expert = grouped_matmul.take(experts, plan.group_of[i])
     return start, token_b, weight_b, expert
 
   return block
@@ -247,6 +260,34 @@ def _add(out_ND, token, x):
   return out_ND.at[token].add(x.astype(out_ND.dtype), mode="promise_in_bounds")
 
 
+def _mlp(x, expert, weight, activation):
+  """Hidden units before the nonlinearity, and the result, of a block."""
+  multiply = functools.partial(grouped_matmul.multiply_one, "MD,DF->MF")
+  gate, up = multiply(x, expert.gate), multiply(x, expert.up)
+  if expert.gate_bias is not None:
+    gate, up = gate + expert.gate_bias, up + expert.up_bias
+  hidden = activation(gate, up) * weight
+  y = grouped_matmul.multiply_one("MF,FD->MD", hidden, expert.down)
+  if expert.down_bias is not None:
+    y += weight * expert.down_bias
+  return gate, up, y
+
+
+def _blocks_int8(x_ND, experts, rows, activation):
+  """As `_blocks`, without what a backward pass would need."""
+  plan = grouped_matmul.make_blocks(rows.group_sizes, rows.token.shape[0])
+  block = _make_block(x_ND, experts, rows.weight, rows, plan)
+
+  def step(i, out):
+    _, token, weight, expert = block(i)
+    *_, y = _mlp(_take(x_ND, token), expert, weight, activation)
+    return _add(out, token, y)
+
+  out = jnp.zeros(x_ND.shape, jnp.float32)
+  out = jax.lax.fori_loop(0, plan.count, step, out)
+  return out.astype(x_ND.dtype)
+
+
 def _blocks_forward(x_ND, experts, weight_M, rows, activation):
   num_rows = rows.token.shape[0]
   plan = grouped_matmul.make_blocks(rows.group_sizes, num_rows)
@@ -255,15 +296,9 @@ def _blocks_forward(x_ND, experts, weight_M, rows, activation):
   def step(i, carry):
     gates, ups, out = carry
     start, token, weight, expert = block(i)
-    x = _take(x_ND, token)
-    gate, up = x @ expert.gate, x @ expert.up
-    if expert.gate_bias is not None:
-      gate, up = gate + expert.gate_bias, up + expert.up_bias
+    gate, up, y = _mlp(_take(x_ND, token), expert, weight, activation)
     gates = jax.lax.dynamic_update_slice_in_dim(gates, gate, start, 0)
     ups = jax.lax.dynamic_update_slice_in_dim(ups, up, start, 0)
-    y = (activation(gate, up) * weight) @ expert.down
-    if expert.down_bias is not None:
-      y += weight * expert.down_bias
     return gates, ups, _add(out, token, y)
 
   hidden = jnp.zeros((num_rows + plan.rows, experts.up.shape[2]), x_ND.dtype)

@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 
 from absl.testing import absltest
@@ -6,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from model import linear
 from model.kernels import grouped_mlp
 
 _N, _K, _D, _E, _F = 40, 3, 12, 5, 8
@@ -38,14 +40,20 @@ def inputs(bias, dtype="float32"):
   return x, experts, jnp.array(chosen), weights, normal(keys[8], x.shape, dtype)
 
 
-def every_expert(x, experts, chosen, weights):
+def _in_8_bits(x):
+  """Each row in steps of 1/127 of its largest number."""
+  step = jnp.max(jnp.abs(x), axis=-1, keepdims=True) / 127
+  return jnp.round(x / step) * step
+
+
+def every_expert(x, experts, chosen, weights, rounded=lambda x: x):
   """The definition: every expert on every token, weighed."""
-  out = 0.0
+  out, x = 0.0, rounded(x)
   for e in range(_E):
     gate, up = x @ experts.gate[e], x @ experts.up[e]
     if experts.gate_bias is not None:
       gate, up = gate + experts.gate_bias[e], up + experts.up_bias[e]
-    y = swiglu(gate, up) @ experts.down[e]
+    y = rounded(swiglu(gate, up)) @ experts.down[e]
     if experts.down_bias is not None:
       y += experts.down_bias[e]
     out += jnp.sum(weights * (chosen == e), axis=1)[:, None] * y
@@ -81,6 +89,41 @@ class GroupedMlpTest(parameterized.TestCase):
       got,
       wanted,
     )
+
+  @parameterized.product(
+    implementation=("blocks", "reference", "ragged"), bias=(False, True)
+  )
+  def test_int8_is_the_dequantized_experts(self, implementation, bias):
+    x, experts, chosen, weights, _ = inputs(bias)
+    names = ("gate", "up", "down")
+    stored = {
+      name: linear.quantize(getattr(experts, name), summed=(1,), stacked=1)
+      for name in names
+    }
+    dequantized = {
+      name: jnp.swapaxes(w.values * w.scale[..., None], 1, 2)
+      for name, w in stored.items()
+    }
+
+    @jax.jit
+    def mlp(x, experts):
+      rows = grouped_mlp.make_rows(
+        chosen, weights, num_experts=_E, num_rows=_N * _K - 1
+      )
+      return grouped_mlp.grouped_mlp(
+        x, experts, rows, activation=swiglu, implementation=implementation
+      )
+
+    got = mlp(x, dataclasses.replace(experts, **stored))
+    wanted = every_expert(
+      x,
+      dataclasses.replace(experts, **dequantized),
+      chosen,
+      weights,
+      # On CPUs what a block multiplies is in 8 bits too.
+      rounded=_in_8_bits if implementation == "blocks" else lambda x: x,
+    )
+    np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-4)
 
   def test_bfloat16_is_rounded_no_more_than_its_products(self):
     x, experts, chosen, weights, cotangent = inputs(True, "bfloat16")

@@ -13,6 +13,7 @@ from serve.api import chat_rules
 from serve.api import choices as choices_lib
 from serve.api import constraints
 from serve.api import context as context_lib
+from serve.api import contradictions
 from serve.api import conversations
 from serve.api import errors
 from serve.api import logprobs
@@ -69,8 +70,7 @@ class _Plan:
 
 
 async def _plan(body: requests.Chat, context: context_lib.Context) -> _Plan:
-  if body.top_logprobs and not body.logprobs:
-    raise errors.refused("top_logprobs", "top_logprobs needs logprobs: true.")
+  contradictions.check(body)
   answers.check_number("n", body.n or 1, context)
   parameters = parameters_lib.read(
     body,
@@ -82,21 +82,23 @@ async def _plan(body: requests.Chat, context: context_lib.Context) -> _Plan:
   conversation = await conversations.encode(
     body, body.messages, context, tools=tools
   )
-  rule, reads = chat_rules.read(body, tools, conversation.template, context)
+  rule, reads = chat_rules.read(body, tools, conversation.calls, context)
   limits = [
     limit
     for limit in (body.max_tokens, body.max_completion_tokens)
     if limit is not None
   ]
+  max_tokens = prompts_lib.max_tokens(
+    conversation.prompt.tokens,
+    min(limits, default=None),
+    context,
+    usual=context.generation.max_tokens,
+    param="messages",
+  )
+  contradictions.check_lengths(body.min_tokens, max_tokens)
   return _Plan(
     conversation=conversation,
-    max_tokens=prompts_lib.max_tokens(
-      conversation.prompt.tokens,
-      min(limits, default=None),
-      context,
-      usual=context.generation.max_tokens,
-      param="messages",
-    ),
+    max_tokens=max_tokens,
     parameters=parameters,
     tools=reads,
     rule=rule,

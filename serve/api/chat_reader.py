@@ -36,7 +36,10 @@ class Reader:
     self._calls = None
     if tools is not None:
       self._calls = tool_calls.Reader(
-        tools.kind, tools.names, is_parallel=tools.is_parallel
+        tools.kind,
+        tools.names,
+        is_parallel=tools.is_parallel,
+        schemas=tools.schemas,
       )
     self._skipped = None
     if skipped:

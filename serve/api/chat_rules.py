@@ -1,7 +1,8 @@
 """Which tools a chat offers, and what its answer must obey because of them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
+from typing import Any
 
 from serve import grammar
 from serve.api import constraints
@@ -11,6 +12,7 @@ from serve.api import errors
 from serve.api import messages as messages_lib
 from serve.api import requests
 from serve.api import tool_formats
+from serve.api import xml_rules
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -22,12 +24,14 @@ class Tools:
     names: Of the functions.
     is_parallel: More than one call may be made.
     has_special_marks: They begin with a special token.
+    schemas: Of the functions' arguments, by name.
   """
 
   kind: tool_formats.Format
   names: tuple[str, ...]
   is_parallel: bool
   has_special_marks: bool
+  schemas: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def offered(body: requests.Chat) -> Sequence[messages_lib.Tool]:
@@ -62,10 +66,16 @@ def offered(body: requests.Chat) -> Sequence[messages_lib.Tool]:
 def read(
   body: requests.Chat,
   tools: Sequence[messages_lib.Tool],
-  template: str,
+  kind: tool_formats.Format,
   context: context_lib.Context,
 ) -> tuple[constraints.Rule | None, Tools | None]:
   """The rule of a chat's answers, and how calls are found in them.
+
+  Args:
+    body: The request.
+    tools: That may be called.
+    kind: How the model writes calls.
+    context: What is served.
 
   Raises:
     errors.ApiError: Rules contradict each other, or cannot be enforced.
@@ -73,12 +83,13 @@ def read(
   rule = constraints.read(body)
   if not tools:
     return rule, None
-  kind = tool_formats.detect(template)
 
   def literal(text: str) -> str:
     return conversations.literal(text, context)
 
-  is_parallel = body.parallel_tool_calls is not False
+  is_named = isinstance(body.tool_choice, messages_lib.NamedTool)
+  # What is named is called, once.
+  is_parallel = body.parallel_tool_calls is not False and not is_named
   functions = [tool.function for tool in tools]
   opening = tool_formats.MARKS[kind].opening
   found = Tools(
@@ -86,6 +97,7 @@ def read(
     names=tuple(function.name for function in functions),
     is_parallel=is_parallel,
     has_special_marks=bool(opening) and literal(opening).startswith("<["),
+    schemas={function.name: function.parameters for function in functions},
   )
   choice = body.tool_choice
   must_call = choice == "required"
@@ -95,6 +107,8 @@ def read(
   if rule is None and not must_call:
     if not any(function.strict for function in functions):
       return None, found
+    if kind is tool_formats.Format.XML:
+      return _lark(xml_rules.allowed(functions)), found
     source = tool_formats.allowed(kind, functions)
     if source is None:
       raise errors.refused(
@@ -105,9 +119,14 @@ def read(
         code="unsupported_value",
       )
     return _lark(source), found
-  source = tool_formats.forced(
-    kind, functions, is_parallel=is_parallel, literal=literal
-  )
+  if kind is tool_formats.Format.XML:
+    source = xml_rules.forced(
+      functions, is_parallel=is_parallel, literal=literal
+    )
+  else:
+    source = tool_formats.forced(
+      kind, functions, is_parallel=is_parallel, literal=literal
+    )
   if rule is None:
     return _lark(source), found
   if must_call:

@@ -22,7 +22,8 @@ def _read(template=fixtures.TEMPLATE, **fields):
   )
   tools = chat_rules.offered(body)
   context = fixtures.context(fixtures.FakeEngine())
-  return chat_rules.read(body, tools, template, context)
+  kind = tool_formats.detect(template)
+  return chat_rules.read(body, tools, kind, context)
 
 
 class ChatRulesTest(absltest.TestCase):
@@ -47,8 +48,17 @@ class ChatRulesTest(absltest.TestCase):
       assert rule is not None and isinstance(rule.rule, grammar.Lark)
       self.assertStartsWith(rule.rule.grammar, "start: call")
 
+  def test_what_is_named_is_called_once(self):
+    named = {"type": "function", "function": {"name": "add"}}
+    for choice, start in (("required", "call ("), (named, "call\n")):
+      rule, _ = _read(tools=[_ADD], tool_choice=choice)
+      assert rule is not None and isinstance(rule.rule, grammar.Lark)
+      self.assertStartsWith(rule.rule.grammar, f"start: {start}")
+
   def test_strict(self):
     rule, _ = _read(tools=[_strict()])
+    self.assertIsNotNone(rule)
+    rule, _ = _read("<function=f><parameter=p>", tools=[_strict()])
     self.assertIsNotNone(rule)
     with self.assertRaisesRegex(errors.ApiError, "strict"):
       _read("<|python_tag|>", tools=[_strict()])

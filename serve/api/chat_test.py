@@ -23,6 +23,24 @@ _ADD = {
   },
 }
 _CALL = '<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call>'
+# As Qwen3-Coder's template has calls.
+_XML_TEMPLATE = fixtures.TEMPLATE.replace(
+  '{"name": ..., "arguments": ...}',
+  "\n<function=name>\n<parameter=key>\nvalue\n</parameter>\n</function>\n",
+).replace(
+  "{{ call.function | tojson }}",
+  "<function={{ call.function.name }}>\n{% for key, value in"
+  " call.function.arguments | items %}<parameter={{ key }}>\n{{ value }}\n"
+  "</parameter>\n{% endfor %}</function>",
+)
+_XML_CALL = """\
+<tool_call>
+<function=add>
+<parameter=a>
+1
+</parameter>
+</function>
+</tool_call>"""
 
 
 class ChatTest(parameterized.TestCase, unittest.IsolatedAsyncioTestCase):
@@ -114,12 +132,16 @@ class ChatTest(parameterized.TestCase, unittest.IsolatedAsyncioTestCase):
         nums.append(sum(token in (1, 2, 3, 4, 5) for token in prompt))
     self.assertLen(set(nums), 1, nums)
 
-  @parameterized.parameters(True, False)
-  async def test_tool_calls(self, stream):
+  @parameterized.product(
+    stream=(True, False),
+    form=((fixtures.TEMPLATE, _CALL), (_XML_TEMPLATE, _XML_CALL)),
+  )
+  async def test_tool_calls(self, stream, form):
+    template, call = form
     engine = fixtures.FakeEngine(
-      fixtures.saying(f"Let me see.\n{_CALL}\n{_CALL}")
+      fixtures.saying(f"Let me see.\n{call}\n{call}")
     )
-    async with self.serving(engine) as client:
+    async with self.serving(engine, template) as client:
       asked = {"messages": _HELLO, "tools": [_ADD]}
       if stream:
         events = await client.stream(_PATH, **asked)
@@ -170,18 +192,20 @@ class ChatTest(parameterized.TestCase, unittest.IsolatedAsyncioTestCase):
     self.assertEqual(choice["finish_reason"], "tool_calls")
     self.assertLen(engine.aborted, 1)
 
-  @parameterized.parameters(
-    ("required",), ({"type": "function", "function": {"name": "add"}},)
+  @parameterized.product(
+    choice=("required", {"type": "function", "function": {"name": "add"}}),
+    form=((fixtures.TEMPLATE, _CALL), (_XML_TEMPLATE, _XML_CALL)),
   )
-  async def test_a_call_is_enforced(self, choice):
-    engine = fixtures.FakeEngine(fixtures.saying(_CALL))
-    async with self.serving(engine) as client:
+  async def test_a_call_is_enforced(self, choice, form):
+    template, call = form
+    engine = fixtures.FakeEngine(fixtures.saying(call))
+    async with self.serving(engine, template) as client:
       _, body = await client.post(
         _PATH, messages=_HELLO, tools=[_ADD], tool_choice=choice
       )
     self.assertLen(body["choices"][0]["message"]["tool_calls"], 1)
     constraint = engine.requests[0].constraint
-    tokens = fixtures.saying(_CALL)(engine.requests[0]).tokens
+    tokens = fixtures.saying(call)(engine.requests[0]).tokens
     constraint.accept(list(tokens))  # The end is allowed here.
     with self.assertRaises(ValueError):
       engine.requests[0].constraint.accept([50])
@@ -195,14 +219,18 @@ class ChatTest(parameterized.TestCase, unittest.IsolatedAsyncioTestCase):
     self.assertNotIn("Adds", self.prompt(engine))
     self.assertEqual(body["choices"][0]["message"]["content"], _CALL)
 
-  async def test_a_whole_conversation(self):
+  @parameterized.parameters(
+    (fixtures.TEMPLATE, '{"name": "add", "arguments": {"a": 1}}'),
+    (_XML_TEMPLATE, _XML_CALL),
+  )
+  async def test_a_whole_conversation(self, template, written):
     engine = fixtures.FakeEngine(fixtures.saying("2"))
     call = {
       "id": "call_1",
       "type": "function",
       "function": {"name": "add", "arguments": '{"a": 1}'},
     }
-    async with self.serving(engine) as client:
+    async with self.serving(engine, template) as client:
       status, _ = await client.post(
         _PATH,
         messages=[
@@ -217,7 +245,7 @@ class ChatTest(parameterized.TestCase, unittest.IsolatedAsyncioTestCase):
     self.assertIn(
       "<|start_header_id|>system<|end_header_id|>\nBe brief.", prompt
     )
-    self.assertIn('{"name": "add", "arguments": {"a": 1}}', prompt)
+    self.assertIn(written, prompt)
     self.assertIn("<|start_header_id|>tool<|end_header_id|>\n2", prompt)
 
   async def test_reasoning(self):
@@ -318,6 +346,8 @@ class ChatTest(parameterized.TestCase, unittest.IsolatedAsyncioTestCase):
     ({"chat_template": "x"}, "chat_template"),
     ({"top_logprobs": 2}, "top_logprobs"),
     ({"max_tokens": 0}, "max_tokens"),
+    ({"max_completion_tokens": 4, "min_tokens": 5}, "min_tokens"),
+    ({"stream_options": {}}, "stream_options"),
     ({"tool_choice": "required"}, "tool_choice"),
     ({"tools": [_ADD, _ADD]}, "tools"),
     (
@@ -348,10 +378,16 @@ class ChatTest(parameterized.TestCase, unittest.IsolatedAsyncioTestCase):
   async def test_what_templates_do_not_know(self):
     engine = fixtures.FakeEngine(fixtures.saying("ok"))
     simple = "{% for m in messages %}{{ m.content }}{% endfor %}"
-    async with self.serving(engine, simple) as client:
-      status, body = await client.post(_PATH, messages=_HELLO, tools=[_ADD])
+    for field, value in (
+      ("documents", [{"text": "a"}]),
+      ("reasoning_effort", "low"),
+    ):
+      async with self.serving(engine, simple) as client:
+        status, body = await client.post(
+          _PATH, messages=_HELLO, **{field: value}
+        )
       self.assertEqual(status, 400)
-      self.assertEqual(body["error"]["param"], "tools")
+      self.assertEqual(body["error"]["param"], field)
     async with self.serving(engine, None) as client:
       status, body = await client.post(_PATH, messages=_HELLO)
       self.assertEqual(status, 400)

@@ -9,6 +9,8 @@ import asyncio
 import collections
 from collections.abc import AsyncIterator, Sequence
 import dataclasses
+import math
+import time
 from typing import Literal, Self
 
 from aiohttp import web
@@ -22,6 +24,8 @@ from serve.api import errors
 from serve.api import parameters as parameters_lib
 from serve.api import prompts as prompts_lib
 
+# After a request's deadline, the engine has so long to say that it has passed.
+_GRACE_SECONDS = 1.0
 # Between looks whether the client is still there, while nothing comes.
 _SECONDS_BETWEEN_LOOKS = 0.5
 # Outputs that are there already; then others have their turn.
@@ -163,6 +167,7 @@ class Run:
     self._context = context
     self._http = http
     self._seconds = 0.0
+    self._deadline = math.inf
     self._unfinished: dict[str, Choice] = {}
     self._submitted: set[str] = set()
     self._loop = asyncio.get_running_loop()
@@ -194,6 +199,7 @@ class Run:
       errors.ApiError: The engine takes no more.
     """
     self._seconds = parameters.seconds
+    self._deadline = parameters.deadline
     start = len(self.choices)
     leader = f"{self.id}-{start}"
     for index, constraint in enumerate(constraints):
@@ -201,7 +207,7 @@ class Run:
         id=f"{self.id}-{start + index}",
         prompt=prompt.tokens,
         max_tokens=max_tokens,
-        min_tokens=min(parameters.min_tokens, max_tokens),
+        min_tokens=parameters.min_tokens,
         stop_ids=parameters.stop_ids,
         sampling=parameters.choice_sampling(index),
         constraint=constraint,
@@ -324,6 +330,9 @@ class Run:
       transport = self._http.transport
       if transport is None or transport.is_closing():
         raise ConnectionResetError("The client has left.") from None
+      # As when a step of the engine does not end.
+      if time.monotonic() > self._deadline + _GRACE_SECONDS:
+        raise errors.timed_out(self._seconds) from None
 
   def _check(self, output: request_lib.Output) -> None:
     if output.finish is request_lib.FinishReason.ERROR:

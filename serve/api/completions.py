@@ -14,6 +14,7 @@ from serve.api import bodies
 from serve.api import choices as choices_lib
 from serve.api import constraints
 from serve.api import context as context_lib
+from serve.api import contradictions
 from serve.api import errors
 from serve.api import logprobs
 from serve.api import parameters as parameters_lib
@@ -73,14 +74,9 @@ class _Plan:
 async def _plan(
   body: requests.Completion, context: context_lib.Context
 ) -> _Plan:
+  contradictions.check(body)
   num = 1 if body.n is None else body.n
-  candidates = max(num, body.best_of or 1)
-  if (body.best_of or 1) > 1 and body.stream:
-    raise errors.refused(
-      "best_of",
-      "best_of is known at the end, so that a stream cannot have it; leave it"
-      " out, or stream.",
-    )
+  candidates = num if body.best_of is None else body.best_of
   num_logprobs = body.logprobs
   if candidates > num and num_logprobs is None:
     num_logprobs = 0
@@ -95,6 +91,7 @@ async def _plan(
     context,
     add_special_tokens=body.add_special_tokens is not False,
     param="prompt",
+    most=context.config.max_choices,
   )
   answers.check_number(
     "n" if body.best_of is None else "best_of",
@@ -103,14 +100,16 @@ async def _plan(
     num_prompts=len(prompts),
   )
   usual = context.generation.max_tokens or _USUAL_TOKENS
+  max_tokens = [
+    prompts_lib.max_tokens(
+      prompt.tokens, body.max_tokens, context, usual=usual, param="prompt"
+    )
+    for prompt in prompts
+  ]
+  contradictions.check_lengths(body.min_tokens, min(max_tokens))
   return _Plan(
     prompts=prompts,
-    max_tokens=[
-      prompts_lib.max_tokens(
-        prompt.tokens, body.max_tokens, context, usual=usual, param="prompt"
-      )
-      for prompt in prompts
-    ],
+    max_tokens=max_tokens,
     parameters=parameters,
     rule=constraints.read(body),
     num_choices=num,
@@ -137,9 +136,12 @@ class _Answer:
     # Of each prompt that is echoed: its text, and where its tokens are in it.
     self._echoes: dict[prompts_lib.Prompt, _Echo] = {}
     if body.echo:
-      for prompt in plan.prompts:
+      for prompt, num in zip(plan.prompts, plan.max_tokens, strict=True):
         self._echoes[prompt] = _echo(
-          prompt, self._vocabulary, plan.parameters.skip_special_tokens
+          prompt,
+          self._vocabulary,
+          plan.parameters.skip_special_tokens,
+          is_all=not num,
         )
 
   async def whole(self) -> web.Response:
@@ -274,14 +276,18 @@ def _echo(
   prompt: prompts_lib.Prompt,
   vocabulary: detokenizer.Vocabulary | None,
   skip_special_tokens: bool,
+  *,
+  is_all: bool,
 ) -> _Echo:
+  """A character that the prompt begins and does not end is the answer's own."""
   if vocabulary is None:
     return _Echo(text="", offsets=(0,) * len(prompt.tokens))
   text = detokenizer.Detokenizer(
     vocabulary, (), skip_special_tokens=skip_special_tokens
   )
   text.push(prompt.tokens)
-  text.finish()
+  if is_all:
+    text.finish()
   return _Echo(
     text=text.text if prompt.text is None else prompt.text,
     offsets=tuple(piece.offset for piece in text.pieces),

@@ -4,6 +4,7 @@ import unittest
 from absl.testing import absltest
 from absl.testing import parameterized
 
+from data import tokenizer as tokenizer_lib
 from serve import engine as engine_lib
 from serve import request as request_lib
 from serve import scheduler
@@ -149,7 +150,7 @@ class CompletionsTest(parameterized.TestCase, unittest.IsolatedAsyncioTestCase):
     engine = fixtures.FakeEngine(script)
     async with fixtures.serving(engine) as client:
       _, body = await client.post(_PATH, prompt="a", n=2, best_of=3)
-      _, all_of_them = await client.post(_PATH, prompt="a", n=3, best_of=2)
+      _, all_of_them = await client.post(_PATH, prompt="a", n=3, best_of=3)
       self.assertLen(all_of_them["choices"], 3)
       status, refusal = await client.post(
         _PATH, prompt="a", best_of=2, stream=True
@@ -188,6 +189,37 @@ class CompletionsTest(parameterized.TestCase, unittest.IsolatedAsyncioTestCase):
           offset = logprobs["text_offset"][place]
           self.assertEqual(choice["text"][offset : offset + len(token)], token)
     self.assertEqual(engine.requests[0].num_prompt_logprobs, 1)
+
+  async def test_echo_of_a_torn_character(self):
+    tokenizer = tokenizer_lib.Tokenizer.load(fixtures.TOKENIZER)
+    ids = tokenizer.encode_with_special_tokens("龘")
+    self.assertLen(ids, 3)
+    for said, num, text, offsets in (
+      ([*ids[2:], 50], 2, "龘" + tokenizer.decode([50]), [0, 0, 0, 1]),
+      ([50, 51], 1, "\ufffd" + tokenizer.decode([50]), [0, 0, 1]),
+      ([], 0, "\ufffd", [0, 0]),
+    ):
+      script = fixtures.Script(tokens=said)
+      engine = fixtures.FakeEngine(lambda _, script=script: script)
+      async with fixtures.serving(engine) as client:
+        for stream in (False, True):
+          asked = {
+            "prompt": ids[:2],
+            "max_tokens": num,
+            "echo": True,
+            "logprobs": 0,
+          }
+          if stream:
+            events = await client.stream(_PATH, **asked)
+            choices = [event["choices"][0] for event in events[:-1]]
+          else:
+            _, body = await client.post(_PATH, **asked)
+            choices = body["choices"]
+          self.assertEqual("".join(c["text"] for c in choices), text)
+          places = []
+          for choice in choices:
+            places += choice["logprobs"]["text_offset"]
+          self.assertEqual(places, offsets)
 
   async def test_what_the_server_adds_is_not_echoed(self):
     engine = fixtures.FakeEngine(fixtures.saying("bye"))
@@ -323,10 +355,14 @@ class CompletionsTest(parameterized.TestCase, unittest.IsolatedAsyncioTestCase):
     ({"prompt": [[]]}, "prompt[0]"),
     ({"prompt": ["a", 1]}, "prompt"),
     ({"prompt": ["a", [1]]}, "prompt"),
-    ({"prompt": ["a"] * 17}, "prompt"),
-    ({"prompt": ["a"] * 9, "n": 2}, "n"),
-    ({"n": 17}, "n"),
+    ({"prompt": ["a"] * 129}, "prompt"),
+    ({"prompt": ["a"] * 65, "n": 2}, "n"),
+    ({"n": 129}, "n"),
     ({"n": 10**30}, "n"),
+    ({"n": 3, "best_of": 2}, "best_of"),
+    ({"min_tokens": 5, "max_tokens": 4}, "min_tokens"),
+    ({"min_tokens": 17}, "min_tokens"),
+    ({"stream_options": {"include_usage": True}}, "stream_options"),
     ({"max_tokens": -1}, "max_tokens"),
     ({"max_tokens": 10**9}, "max_tokens"),
     ({"temperature": 2.5}, "temperature"),

@@ -9,6 +9,7 @@ from serve.api import errors
 from serve.api import messages as messages_lib
 from serve.api import prompts as prompts_lib
 from serve.api import requests
+from serve.api import told_tools
 from serve.api import tool_formats
 
 # What requests have fields for; `chat_template_kwargs` may not say otherwise.
@@ -32,11 +33,13 @@ class Conversation:
     prompt: Its ids.
     rendered: As the template has written it.
     template: The template itself.
+    calls: How the model writes calls of tools.
   """
 
   prompt: prompts_lib.Prompt
   rendered: str
   template: str
+  calls: tool_formats.Format
 
 
 async def encode(
@@ -65,12 +68,6 @@ async def encode(
     raise errors.refused(
       "messages", str(error), code="no_chat_template"
     ) from error
-  if tools and "tools" not in variables:
-    raise errors.refused(
-      "tools",
-      "The model's chat template does not know tools; leave them out.",
-      code="unsupported_parameter",
-    )
   arguments = dict(body.chat_template_kwargs or {})
   for name in arguments:
     if name in OWN_ARGUMENTS:
@@ -116,12 +113,20 @@ async def encode(
   if body.add_generation_prompt is not None:
     begins = body.add_generation_prompt
 
+  has_tools = "tools" in variables
+
   def render() -> chat_prompt.Prompt:
+    plain = messages_lib.to_template(
+      messages, has_developer="developer" in template
+    )
+    offered = messages_lib.tools_to_template(tools)
+    if not has_tools:
+      plain, offered = told_tools.tell(plain, offered), []
     return prompts.encode(
-      messages_lib.to_template(messages, has_developer="developer" in template),
+      plain,
       add_generation_prompt=begins,
       continue_final_message=bool(body.continue_final_message),
-      tools=messages_lib.tools_to_template(tools) or None,
+      tools=offered or None,
       documents=documents,
       arguments=arguments,
     )
@@ -137,6 +142,7 @@ async def encode(
     prompt=prompts_lib.Prompt(tokens=tokens),
     rendered=made.text,
     template=template,
+    calls=tool_formats.detect(template) if has_tools else told_tools.FORMAT,
   )
 
 

@@ -7,6 +7,7 @@ from serve.api import conversations
 from serve.api import errors
 from serve.api import fixtures
 from serve.api import requests
+from serve.api import tool_formats
 
 _HELLO = [{"role": "user", "content": "Hi"}]
 
@@ -38,6 +39,32 @@ class ConversationsTest(absltest.TestCase, unittest.IsolatedAsyncioTestCase):
       context, reasoning_effort="low", documents=[{"a": "b"}]
     )
     self.assertEqual(made.rendered, "low[{'a': 'b'}]")
+
+  async def test_a_template_without_tools(self):
+    context = self.context(
+      "{% for m in messages %}{{ m.role }}: {{ m.content }}|{% endfor %}"
+    )
+    tool = {"type": "function", "function": {"name": "add"}}
+    made = await self.encode(context, tools=[tool])
+    self.assertStartsWith(made.rendered, "user: You may call functions.")
+    self.assertIn('{"name": "add", ', made.rendered)
+    self.assertEndsWith(made.rendered, "</tool_call>\n\nHi|")
+    self.assertIs(made.calls, tool_formats.Format.HERMES)
+    call = {"id": "1", "function": {"name": "add", "arguments": "{}"}}
+    made = await self.encode(
+      context,
+      messages=[
+        *_HELLO,
+        {"role": "assistant", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "1", "content": "3"},
+      ],
+    )
+    self.assertEqual(
+      made.rendered,
+      "user: Hi|assistant: <tool_call>\n"
+      '{"name": "add", "arguments": {}}\n</tool_call>|'
+      "user: <tool_response>\n3\n</tool_response>|",
+    )
 
   async def test_refuses(self):
     with self.assertRaisesRegex(errors.ApiError, "has no chat template"):

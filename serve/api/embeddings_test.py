@@ -31,6 +31,20 @@ class EmbeddingsTest(absltest.TestCase, unittest.IsolatedAsyncioTestCase):
       self.assertTrue(request.pools)
       self.assertEqual(request.max_tokens, 0)
 
+  async def test_many_do_not_fill_the_queue(self):
+    engine = fixtures.FakeEngine()
+    async with fixtures.serving(engine, max_inputs=50) as client:
+      inputs = [[5] * (1 + number % 3) for number in range(50)]
+      status, body = await client.post(_PATH, input=inputs)
+      refused, _ = await client.post(_PATH, input=[[5]] * 51)
+    self.assertEqual((status, refused), (200, 400))
+    self.assertEqual(
+      [entry["embedding"][0] for entry in body["data"]],
+      [1.0 + number % 3 for number in range(50)],
+    )
+    self.assertEqual([e["index"] for e in body["data"]], list(range(50)))
+    self.assertLen(engine.requests, 50)
+
   async def test_refuses(self):
     engine = fixtures.FakeEngine()
     async with fixtures.serving(engine, max_len=8) as client:

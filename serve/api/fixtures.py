@@ -244,6 +244,7 @@ def context(
   max_len: int = 4096,
   compile_seconds: float = 0.0,
   generation: conventions.Generation | None = None,
+  start: conventions.Start = conventions.Start.TOKENIZER,
   **config: Any,
 ) -> context_lib.Context:
   """What is served; rules take so long to compile."""
@@ -267,7 +268,7 @@ def context(
     max_len=max_len,
     words=words,
     end_ids=frozenset([END]),
-    start=conventions.Start.TOKENIZER,
+    start=start,
     generation=generation or conventions.Generation(),
   )
 

@@ -10,7 +10,7 @@ import enum
 
 from aiohttp import web
 
-ROUTES = ("/livez", "/readyz", "/health")
+ROUTES = ("/livez", "/readyz", "/health", "/ping")
 
 
 class Phase(enum.Enum):
@@ -72,8 +72,9 @@ class Health:
     return [
       web.get("/livez", self._livez),
       web.get("/readyz", self._readyz),
-      # What clients of vLLM wait for.
+      # What clients of vLLM wait for, and what SageMaker asks.
       web.get("/health", self._readyz),
+      web.get("/ping", self._readyz),
     ]
 
   async def _livez(self, request: web.Request) -> web.Response:

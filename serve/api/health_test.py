@@ -32,7 +32,7 @@ class HealthTest(unittest.IsolatedAsyncioTestCase):
       self.assertEqual(await self._get("/livez"), (200, {"live": True}))
       is_ready = phase is _Phase.READY
       expected = 200 if is_ready else 503
-      for route in ("/readyz", "/health"):
+      for route in ("/readyz", "/health", "/ping"):
         status, body = await self._get(route)
         self.assertEqual((status, body["ready"]), (expected, is_ready))
         self.assertStartsWith(body["phase"], phase.value)

@@ -14,8 +14,8 @@ from prometheus_client import exposition
 from prometheus_client import metrics_core
 from prometheus_client import registry as registry_lib
 
-from serve import engine as engine_lib
 from serve import request as request_lib
+from serve import stats as stats_lib
 from serve.api import health
 
 ROUTE = "/metrics"
@@ -55,7 +55,7 @@ class Served:
   model_name: str
   max_len: int
   cache: Mapping[str, str]
-  stats: Callable[[], engine_lib.Stats]
+  stats: Callable[[], stats_lib.Stats]
 
 
 class Metrics:

@@ -7,8 +7,8 @@ from aiohttp import test_utils
 from aiohttp import web
 from prometheus_client import parser
 
-from serve import engine as engine_lib
 from serve import request as request_lib
+from serve import stats as stats_lib
 from serve.api import health
 from serve.api import metrics
 
@@ -60,8 +60,8 @@ class MetricsTest(unittest.IsolatedAsyncioTestCase):
     self.client = test_utils.TestClient(test_utils.TestServer(app))
     await self.client.start_server()
     self.addAsyncCleanup(self.client.close)
-    self.stats = engine_lib.Stats(
-      phase=engine_lib.Phase.SERVING,
+    self.stats = stats_lib.Stats(
+      phase=stats_lib.Phase.SERVING,
       is_alive=True,
       step=300,
       last_progress=0.0,
@@ -124,8 +124,8 @@ class MetricsTest(unittest.IsolatedAsyncioTestCase):
     self._serve()
     name = "vllm:num_requests_running"
     self.assertEqual(await self._value(name), 3)
-    self.stats = engine_lib.Stats(
-      phase=engine_lib.Phase.SERVING,
+    self.stats = stats_lib.Stats(
+      phase=stats_lib.Phase.SERVING,
       is_alive=True,
       step=301,
       last_progress=0.0,

@@ -13,6 +13,7 @@ from serve import batch as batch_lib
 from serve import engine as engine_lib
 from serve import request as request_lib
 from serve import scheduler as scheduler_lib
+from serve import stats as stats_lib
 from serve.api import metrics as metrics_lib
 from serve.api import trace as trace_lib
 
@@ -28,7 +29,7 @@ class Engine(Protocol):
 
   def abort(self, request_id: str) -> None: ...
 
-  def stats(self) -> engine_lib.Stats: ...
+  def stats(self) -> stats_lib.Stats: ...
 
 
 class Runner:
@@ -68,9 +69,13 @@ class Runner:
       self._requests.drafts.inc(drafted)
     return self._runner.run(batch)
 
-  def set_params(self, params: Any) -> None:
+  def prepare_params(self, params: Any) -> Any:
+    """As Runner.prepare_params."""
+    return self._runner.prepare_params(params)
+
+  def set_params(self, prepared: Any) -> None:
     """As Runner.set_params."""
-    self._runner.set_params(params)
+    self._runner.set_params(prepared)
 
   def take_admission(self, request_id: str) -> float | None:
     """When a request was admitted, once."""
@@ -140,7 +145,7 @@ class Observer:
     """As Engine.abort."""
     self._engine.abort(request_id)
 
-  def stats(self) -> engine_lib.Stats:
+  def stats(self) -> stats_lib.Stats:
     """As Engine.stats."""
     return self._engine.stats()
 

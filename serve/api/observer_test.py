@@ -6,9 +6,9 @@ from absl.testing import absltest
 from absl.testing import parameterized
 
 from serve import batch as batch_lib
-from serve import engine as engine_lib
 from serve import request as request_lib
 from serve import scheduler as scheduler_lib
+from serve import stats as stats_lib
 from serve.api import health
 from serve.api import metrics as metrics_lib
 from serve.api import observer
@@ -34,8 +34,8 @@ class _Engine:
     self.aborted.append(request_id)
 
   def stats(self):
-    return engine_lib.Stats(
-      phase=engine_lib.Phase.SERVING, is_alive=True, step=0, last_progress=0.0
+    return stats_lib.Stats(
+      phase=stats_lib.Phase.SERVING, is_alive=True, step=0, last_progress=0.0
     )
 
 
@@ -52,8 +52,11 @@ class _Runner:
     self.calls.append(("run", batch))
     return "handle"
 
-  def set_params(self, params):
-    self.calls.append(("set_params", params))
+  def prepare_params(self, params):
+    return f"prepared {params}"
+
+  def set_params(self, prepared):
+    self.calls.append(("set_params", prepared))
 
 
 class ObserverTest(parameterized.TestCase):
@@ -184,7 +187,7 @@ class ObserverTest(parameterized.TestCase):
     self.observer.abort("x")
     self.assertEqual(self.engine.aborted, ["x"])
     self.assertEqual(self.observer.stats(), self.engine.stats())
-    self.runner.set_params("params")
+    self.runner.set_params(self.runner.prepare_params("params"))
     kinds: list[tuple[str, dict[str, Any]]] = [
       ("a", {}),
       ("b", {"drafts": (1, 2, 3)}),
@@ -199,7 +202,7 @@ class ObserverTest(parameterized.TestCase):
     batch = batch_lib.Batch(rows=tuple(rows))
     self.assertEqual(self.runner.run(batch), "handle")
     self.assertEqual(
-      self.inner.calls, [("set_params", "params"), ("run", batch)]
+      self.inner.calls, [("set_params", "prepared params"), ("run", batch)]
     )
     self.assertEqual(self._sample("vllm:iteration_tokens_total_sum"), 8)
     self.assertEqual(self._sample("vllm:spec_decode_num_drafts_total"), 2)

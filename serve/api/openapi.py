@@ -167,7 +167,12 @@ def _limit(components: dict[str, Any], context: context_lib.Context) -> None:
     "NumChoices": lambda s: s.update(maximum=context.config.max_choices),
     "NumTokens": lambda s: s.update(maximum=context.max_len - 1),
     **_template_limits(context),
-    "Prompt": lambda s: s.update(anyOf=_prompts(context)),
+    "Prompt": lambda s: s.update(
+      anyOf=_prompts(context, context.config.max_choices)
+    ),
+    "Inputs": lambda s: s.update(
+      anyOf=_prompts(context, context.config.max_inputs)
+    ),
     "Dimensions": lambda s: s.update(
       minimum=context.embedding_size, maximum=context.embedding_size
     ),
@@ -202,9 +207,8 @@ def _template_limits(
       propertyNames={"enum": sorted(known - conversations.OWN_ARGUMENTS)}
     )
   }
-  for title, variable in (("Tools", "tools"), ("Documents", "documents")):
-    if variable not in known:
-      limits[title] = lambda s: s.update(maxItems=0)
+  if "documents" not in known:
+    limits["Documents"] = lambda s: s.update(maxItems=0)
   if "reasoning_effort" not in known:
     limits["ReasoningEffort"] = lambda s: (
       s.clear() or s.update(type="null", title="None")
@@ -212,15 +216,14 @@ def _template_limits(
   return limits
 
 
-def _prompts(context: context_lib.Context) -> list[dict[str, Any]]:
-  """A text, several, token ids, or several lists of them: not mixed."""
+def _prompts(context: context_lib.Context, num: int) -> list[dict[str, Any]]:
+  """A text, up to `num`, token ids, or lists of them: not mixed."""
 
   def some(items: dict[str, Any], most: int) -> dict[str, Any]:
     return {"type": "array", "minItems": 1, "maxItems": most, "items": items}
 
   text = {"type": "string"}
   ids = some({"title": "TokenId"}, context.max_len)
-  num = context.config.max_choices
   return [text, some(text, num), ids, some(ids, num)]
 
 
@@ -239,7 +242,11 @@ def _add_conditions(
     conditions.append({"anyOf": [_given(option) for option in options]})
 
   add(requests.Chat, {"top_logprobs": [None, 0]}, {"logprobs": [True]})
-  add(requests.Completion, {"stream": [None, False]}, {"best_of": [None, 1]})
+  add(
+    requests.Completion,
+    {"stream": [None, False], "stream_options": [None]},
+    {"stream": [True], "best_of": [None, 1]},
+  )
   for kind in (requests.Completion, requests.Chat):
     add(kind, *_one_of(_RULES))
   inner = msgspec.structs.fields(requests.StructuredOutputs)

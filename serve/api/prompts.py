@@ -35,8 +35,16 @@ async def encode(
   *,
   add_special_tokens: bool,
   param: str,
+  most: int,
 ) -> list[Prompt]:
   """The prompts of a request: a text, several, ids, or several lists of them.
+
+  Args:
+    given: By the request.
+    context: What is served.
+    add_special_tokens: Texts begin as the tokenizer says.
+    param: The field that they are in.
+    most: So many may be given.
 
   Raises:
     errors.ApiError: They are mixed, or ids are not the model's.
@@ -44,11 +52,10 @@ async def encode(
   items: list[Any] = [given] if isinstance(given, str) else list(given)
   if all(isinstance(item, int) for item in items):
     items = [items]
-  if len(items) > context.config.max_choices:
+  if len(items) > most:
     raise errors.refused(
       param,
-      f"{param} has {len(items)} prompts; give at most"
-      f" {context.config.max_choices} in a request.",
+      f"{param} has {len(items)} texts; give at most {most} in a request.",
     )
   if all(isinstance(item, str) for item in items):
     return [

@@ -11,7 +11,7 @@ class PromptsTest(absltest.TestCase, unittest.IsolatedAsyncioTestCase):
   async def encode(self, given, **settings):
     context = fixtures.context(fixtures.FakeEngine(), **settings)
     return await prompts.encode(
-      given, context, add_special_tokens=False, param="prompt"
+      given, context, add_special_tokens=False, param="prompt", most=16
     )
 
   async def test_kinds(self):

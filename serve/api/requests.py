@@ -13,7 +13,7 @@ from serve.api import fields
 from serve.api import messages as messages_lib
 
 # In JSON, all of these are one list: what is mixed in it is found out later.
-Prompt = Annotated[
+_Texts = (
   str
   | Annotated[
     list[
@@ -22,9 +22,10 @@ Prompt = Annotated[
       | Annotated[list[fields.TokenId], msgspec.Meta(min_length=1)]
     ],
     msgspec.Meta(min_length=1),
-  ],
-  msgspec.Meta(title="Prompt"),
-]
+  ]
+)
+Prompt = Annotated[_Texts, msgspec.Meta(title="Prompt")]
+Inputs = Annotated[_Texts, msgspec.Meta(title="Inputs")]
 _Bias = Annotated[float, msgspec.Meta(ge=-100, le=100)]
 _TokenKey = Annotated[
   str, msgspec.Meta(pattern="^(0|[1-9][0-9]{0,9})$", title="TokenKey")
@@ -115,7 +116,8 @@ class Generation(Body, kw_only=True):
   Attributes:
     model: The name of the one that is served.
     stream: Answer in pieces, as server-sent events.
-    stream_options: Of a streamed answer; a whole one has its usage anyway.
+    stream_options: Of a streamed answer, and only there: a whole one has its
+      usage anyway.
     n: Answers to each prompt.
     temperature: 0 takes the likeliest token; 1 if it is not given.
     top_p: Only the likeliest tokens whose probabilities reach this sum.
@@ -130,7 +132,7 @@ class Generation(Body, kw_only=True):
     include_stop_str_in_output: The stop string is part of the answer.
     stop_token_ids: More tokens at which it ends.
     ignore_eos: Tokens that end a text are as others.
-    min_tokens: No end before.
+    min_tokens: No end before; at most what the answer may have.
     skip_special_tokens: Special tokens are not in the text.
     add_special_tokens: Begin the prompt as the tokenizer says, with a BOS for
       example; true if it is not given.
@@ -318,7 +320,7 @@ class Embedding(Body, kw_only=True):
 
   Attributes:
     model: The name of the one that is served.
-    input: As a completion's prompt.
+    input: As a completion's prompt, but many more of them.
     encoding_format: Numbers, or the base64 of little-endian float32.
     dimensions: The model's own, if given.
     user: Users share the machine evenly.
@@ -328,7 +330,7 @@ class Embedding(Body, kw_only=True):
   """
 
   model: Annotated[str, msgspec.Meta(title="ModelName")]
-  input: Prompt
+  input: Inputs
   encoding_format: Literal["float", "base64"] | None = None
   dimensions: (
     Annotated[int, msgspec.Meta(ge=1, le=fields.LARGEST, title="Dimensions")]

@@ -270,7 +270,13 @@ class Text(_Struct, kw_only=True):
 
 
 class TokenizerInfo(_Struct, kw_only=True):
-  """The answer of /tokenizer_info: what a client needs to make prompts."""
+  """The answer of /tokenizer_info: what a client needs to make prompts.
+
+  Attributes:
+    eos_token: Ends a text.
+    bos_token: Begins one: the `eos_token` where the model was trained on texts
+      that follow each other's end. None: /tokenize puts nothing there.
+  """
 
   eos_token: str | None
   bos_token: str | None

@@ -6,6 +6,7 @@ lm-evaluation-harness needs no tokenizer of its own with these
 
 from aiohttp import web
 
+from serve import conventions
 from serve.api import answers
 from serve.api import bodies
 from serve.api import context as context_lib
@@ -68,10 +69,13 @@ async def info(http: web.Request) -> web.Response:
       return names.get(role)
     return context.known_words.vocabulary.name(token)
 
+  # What texts begin with, whatever else the tokenizer has a name for.
+  begin = conventions.begin_id(tokenizer, context.start)
+  bos = None if begin is None else context.known_words.vocabulary.name(begin)
   return answers.json(
     responses.TokenizerInfo(
       eos_token=name("eos_token", tokenizer.eos_id),
-      bos_token=name("bos_token", tokenizer.bos_id),
+      bos_token=bos,
       pad_token=name("pad_token", tokenizer.pad_id),
       chat_template=templates.sources.get("default"),
       vocab_size=context.vocab_size,

@@ -4,6 +4,7 @@ import unittest
 from absl.testing import absltest
 from absl.testing import parameterized
 
+from serve import conventions
 from serve.api import fixtures
 
 _GOLDEN = json.loads((fixtures.TOKENIZER / "golden.json").read_text())
@@ -51,6 +52,34 @@ class TokensTest(parameterized.TestCase, unittest.IsolatedAsyncioTestCase):
           ).encode(),
         )
         self.assertEqual(body["tokens"], [token])
+
+  async def test_no_bos_is_named_that_texts_do_not_begin_with(self):
+    folder = fixtures.folder(self.create_tempdir().full_path)
+    file = folder / "tokenizer.json"
+    file.write_text(
+      json.dumps(json.loads(file.read_text()) | {"post_processor": None})
+    )
+    async with fixtures.serving(fixtures.FakeEngine(), folder) as client:
+      _, info = await client.get("/tokenizer_info")
+      _, made = await client.post("/tokenize", prompt="a")
+      _, plain = await client.post(
+        "/tokenize", prompt="a", add_special_tokens=False
+      )
+    self.assertEqual(made["tokens"], plain["tokens"])
+    self.assertIsNone(info["bos_token"])
+    self.assertEqual(info["eos_token"], "<|end_of_text|>")
+
+  async def test_texts_of_a_model_trained_here_begin_with_an_end(self):
+    engine = fixtures.FakeEngine()
+    start = conventions.Start.AFTER_END
+    async with fixtures.serving(engine, start=start) as client:
+      _, info = await client.get("/tokenizer_info")
+      self.assertEqual(info["bos_token"], info["eos_token"])
+      _, made = await client.post("/tokenize", prompt="a")
+      _, begun = await client.post(
+        "/tokenize", prompt=f"{info['bos_token']}a", add_special_tokens=False
+      )
+    self.assertEqual(begun["tokens"], made["tokens"])
 
   @parameterized.parameters(
     ("/tokenize", {}, "prompt"),

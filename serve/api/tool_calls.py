@@ -3,13 +3,15 @@
 What turns out not to be a call is text: nothing that a model writes is lost.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 import dataclasses
 import json
 import secrets
 import string
+from typing import Any
 
 from serve.api import tool_formats
+from serve.api import xml_calls
 
 _SPACE = " \t\r\n"
 _BETWEEN = _SPACE + "[],;"
@@ -58,6 +60,7 @@ class Reader:
     names: Collection[str],
     *,
     is_parallel: bool,
+    schemas: Mapping[str, Any] | None = None,
   ):
     """Nothing is read yet.
 
@@ -65,12 +68,16 @@ class Reader:
       kind: How calls are written.
       names: Of the functions; what calls another is text.
       is_parallel: More than one call is wanted.
+      schemas: Of the functions' arguments, by name: XML does not say by itself
+        what is a string.
     """
     self.num_calls = 0
     self.is_done = False
     self._marks = tool_formats.MARKS[kind]
     self._names = names
     self._is_parallel = is_parallel
+    self._schemas = schemas or {}
+    self._is_xml = kind is tool_formats.Format.XML
     self._has_args = kind is tool_formats.Format.MISTRAL_ARGS
     self._id_length = (
       9
@@ -80,7 +87,7 @@ class Reader:
     self._held = ""
     self._is_inside = False
     self._is_start = True
-    self._call: _Call | None = None
+    self._call: _Call | xml_calls.Call | None = None
     self._index = -1
     self._num_given = 0
     self._opened = ""
@@ -129,16 +136,18 @@ class Reader:
       self._held = stripped
       self._is_inside = True
       return True
-    before, found, after = (
-      self._held.partition(opening) if opening else (self._held, "", "")
-    )
+    # A call between XML tags may lack the mark before it.
+    openings = (opening, tool_formats.FUNCTION) if self._is_xml else (opening,)
+    before, found, after = _partition(self._held, openings)
     if found:
+      if found == tool_formats.FUNCTION:  # It is the call's own.
+        found, after = "", found + after
       self._give(before.rstrip(_SPACE), events)
       self._held = after
       self._opened = found
       self._is_inside = True
       return True
-    kept = _overlap(self._held, opening)
+    kept = max(tool_formats.overlap(self._held, o) for o in openings)
     if kept == len(self._held):
       return False
     self._is_start = False
@@ -164,7 +173,13 @@ class Reader:
       return True
     if closing and closing.startswith(held):
       return False
-    if held[0] == "{" and not self._has_args:
+    if self._is_xml:
+      if held.startswith(tool_formats.FUNCTION):
+        self._call = xml_calls.Call(self._schemas)
+        return True
+      if tool_formats.FUNCTION.startswith(held):
+        return False
+    elif held[0] == "{" and not self._has_args:
       self._call = _Call()
       return True
     if self._has_args:
@@ -366,9 +381,9 @@ class _Call:
       self.arguments += value if isinstance(value, str) else json.dumps(value)
 
 
-def _overlap(text: str, mark: str) -> int:
-  """How much of the text's end could be the mark's beginning."""
-  for length in range(min(len(mark) - 1, len(text)), 0, -1):
-    if text.endswith(mark[:length]):
-      return length
-  return 0
+def _partition(text: str, marks: tuple[str, ...]) -> tuple[str, str, str]:
+  """What is before the first of some marks, the mark, and what is behind."""
+  found = [mark for mark in marks if mark and mark in text]
+  if not found:
+    return text, "", ""
+  return text.partition(min(found, key=text.index))

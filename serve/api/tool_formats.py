@@ -1,6 +1,8 @@
 r"""How models write that they call a tool: found out from the chat template.
 
   HERMES    <tool_call>\n{"name": ..., "arguments": {...}}\n</tool_call>
+  XML       <tool_call>\n<function=name>\n<parameter=key>\nvalue\n</parameter>
+            ...\n</function>\n</tool_call>, of Qwen3-Coder (xml_rules.py)
   MISTRAL   [TOOL_CALLS][{"name": ..., "arguments": {...}}, ...]
   MISTRAL_ARGS  [TOOL_CALLS]name[ARGS]{...}, and so on
   LLAMA     {"name": ..., "parameters": {...}}; {...}
@@ -25,6 +27,7 @@ class Format(enum.Enum):
   """How a call is written."""
 
   HERMES = "hermes"
+  XML = "xml"
   MISTRAL = "mistral"
   MISTRAL_ARGS = "mistral_args"
   LLAMA = "llama"
@@ -50,6 +53,9 @@ MARKS = {
   Format.HERMES: Marks(
     opening="<tool_call>", closing="</tool_call>", arguments="arguments"
   ),
+  Format.XML: Marks(
+    opening="<tool_call>", closing="</tool_call>", arguments=""
+  ),
   Format.MISTRAL: Marks(
     opening="[TOOL_CALLS]", closing="", arguments="arguments"
   ),
@@ -62,6 +68,8 @@ MARKS = {
   Format.JSON: Marks(opening="", closing="", arguments="arguments"),
 }
 ARGS = "[ARGS]"
+FUNCTION = "<function="
+PARAMETER = "<parameter="
 
 # As the training data of such models write JSON.
 _JSON_STYLE = {
@@ -76,6 +84,8 @@ def detect(template: str) -> Format:
   """The format that a template's own examples have."""
   if "[TOOL_CALLS]" in template:
     return Format.MISTRAL_ARGS if ARGS in template else Format.MISTRAL
+  if FUNCTION in template and PARAMETER in template:
+    return Format.XML
   if "<tool_call>" in template:
     return Format.HERMES
   if "<|python_tag|>" in template or '"parameters"' in template:
@@ -98,6 +108,7 @@ def forced(
     is_parallel: More than one call may be made.
     literal: A text in Lark's syntax; a special token has its own.
   """
+  assert kind is not Format.XML, "xml_rules.py has it."
   marks = MARKS[kind]
   is_strict = any(function.strict for function in functions)
 
@@ -190,6 +201,14 @@ def json_rule(schema: Any, *, is_strict: bool, is_spaced: bool = True) -> str:
   if not isinstance(schema, dict):
     schema = {"allOf": [schema]}
   return f"%json {json.dumps(schema | {'x-guidance': options})}"
+
+
+def overlap(text: str, mark: str) -> int:
+  """How much of the text's end could be the mark's beginning."""
+  for length in range(min(len(mark) - 1, len(text)), 0, -1):
+    if text.endswith(mark[:length]):
+      return length
+  return 0
 
 
 def quoted(text: str) -> str:

@@ -22,7 +22,7 @@ _FUNCTIONS = (_ADD, messages.Function(name="look-up.x"))
 _ONE = '{"name": "add", "arguments": {"a": 1, "b": "x"}}'
 _TWO = '{"name": "look-up.x", "arguments": {"q": [1]}}'
 _WRONG = '{"name": "add", "arguments": {"a": "1", "b": "x"}}'
-# By format: one call, two calls.
+# By format: one call, two calls. XML is in xml_rules_test.py.
 _TEXTS = {
   _F.HERMES: (
     f"<tool_call>\n{_ONE}\n</tool_call>",
@@ -64,7 +64,7 @@ class ToolFormatsTest(parameterized.TestCase):
       return False
     return True
 
-  @parameterized.product(kind=tuple(_F), is_parallel=(True, False))
+  @parameterized.product(kind=tuple(_TEXTS), is_parallel=(True, False))
   def test_calls_are_enforced(self, kind, is_parallel):
     source = tool_formats.forced(
       kind, _FUNCTIONS, is_parallel=is_parallel, literal=_literal
@@ -79,7 +79,7 @@ class ToolFormatsTest(parameterized.TestCase):
     for wrong in ("", "Hi.", one[:-1], one.replace("1", '"1"')):
       self.assertFalse(self.obeys(source, wrong), wrong)
 
-  @parameterized.product(kind=tuple(_F), is_strict=(True, False))
+  @parameterized.product(kind=tuple(_TEXTS), is_strict=(True, False))
   def test_references_are_to_the_functions_own_schema(self, kind, is_strict):
     def function(name, value):
       schema = {
@@ -116,8 +116,13 @@ class ToolFormatsTest(parameterized.TestCase):
     self.assertFalse(self.obeys(source, one.replace(_ONE, _WRONG)))
     self.assertIsNone(tool_formats.allowed(_F.LLAMA, _FUNCTIONS))
 
+  def test_overlap(self):
+    for text, num in (("", 0), ("a<to", 3), ("<tool", 0), ("a<t<", 1)):
+      self.assertEqual(tool_formats.overlap(text, "<tool"), num)
+
   @parameterized.parameters(
     ("{{ '<tool_call>' }}", _F.HERMES),
+    ("<tool_call>\n<function=f>\n<parameter=p>", _F.XML),
     ("[TOOL_CALLS][", _F.MISTRAL),
     ("[TOOL_CALLS]{{ name }}[ARGS]", _F.MISTRAL_ARGS),
     ("<|python_tag|>", _F.LLAMA),

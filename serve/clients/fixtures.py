@@ -7,7 +7,7 @@ computes again: the plain forward pass over a whole text, without a cache.
 Dims: B batch, T tokens of a text, D model, V vocabulary.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import contextlib
 import functools
 import http.client
@@ -21,7 +21,7 @@ import subprocess
 import sys
 import threading
 import time
-from typing import Any
+from typing import Any, Protocol
 import urllib.parse
 
 import jax
@@ -111,6 +111,12 @@ class Model:
     Args:
       tokens: T ids, at least one.
     """
+    logits = self.logits(tokens).astype(np.float64)
+    logits -= logits.max(axis=-1, keepdims=True)
+    return logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+
+  def logits(self, tokens: Sequence[int]) -> Float[np.ndarray, "T V"]:
+    """As `logprobs`, but as the model has them."""
     return self._run(tokens)[1]
 
   def hidden(self, tokens: Sequence[int]) -> Float[np.ndarray, "T D"]:
@@ -141,12 +147,12 @@ class Model:
   def _run(
     self, tokens: Sequence[int]
   ) -> tuple[Float[np.ndarray, "T D"], Float[np.ndarray, "T V"]]:
-    """Hidden states and log-probabilities."""
+    """Hidden states and logits."""
     # Few lengths are compiled.
     padded = np.zeros((1, 64 * -(-len(tokens) // 64)), np.int32)
     padded[0, : len(tokens)] = tokens
-    hidden, logprobs = self._forward(padded)
-    return hidden[0, : len(tokens)], logprobs[0, : len(tokens)]
+    hidden, logits = self._forward(padded)
+    return hidden[0, : len(tokens)], logits[0, : len(tokens)]
 
   @functools.cached_property
   def _forward(
@@ -164,9 +170,18 @@ class Model:
     ) -> tuple[Float[Array, "B T D"], Float[Array, "B T V"]]:
       model = transformer.bind(graphdef, bundle.params)
       hidden = model(tokens).hidden
-      return hidden, jax.nn.log_softmax(model.logits(hidden), axis=-1)
+      return hidden, model.logits(hidden)
 
     return lambda tokens: jax.device_get(forward(tokens))
+
+
+class Served(Protocol):
+  """What a server can serve."""
+
+  @property
+  def workdir(self) -> pathlib.Path:
+    """Of a training run, or a checkpoint."""
+    ...
 
 
 class Server:
@@ -174,22 +189,36 @@ class Server:
 
   Attributes:
     url: Where it is, such as http://127.0.0.1:1234.
+    pid: Of its process.
     base_url: Where its API is.
     log: Its lines so far.
   """
 
   url: str
+  pid: int
 
-  def __init__(self, model: Model, folder: pathlib.Path, **settings: Any):
+  def __init__(
+    self,
+    model: Served,
+    folder: pathlib.Path,
+    *,
+    main: str = "serve.main",
+    variables: Mapping[str, str] | None = None,
+    **settings: Any,
+  ):
     """A server that will run.
 
     Args:
       model: What is served.
       folder: For its files.
+      main: The module that is run.
+      variables: Of its environment, beside ours.
       **settings: Overrides by the names of its settings, with __ for a dot.
     """
     self._model = model
     self._folder = folder
+    self._main = main
+    self._variables = {"JAX_PLATFORMS": "cpu", **(variables or {})}
     self._settings = {
       "api__port": 0,
       "api__drain_seconds": 5.0,
@@ -211,15 +240,16 @@ class Server:
     ]
     self._process = subprocess.Popen(
       [
-        *(sys.executable, "-m", "serve.main"),
+        *(sys.executable, "-m", self._main),
         f"--checkpoint={self._model.workdir}",
         f"--import_folder={self._folder / 'imported'}",
         *overrides,
       ],
-      env=environment() | {"JAX_PLATFORMS": "cpu"},
+      env=environment() | self._variables,
       stderr=subprocess.PIPE,
       text=True,
     )
+    self.pid = self._process.pid
     lines: queue.Queue[str | None] = queue.Queue()
     self._reader = threading.Thread(target=self._read, args=[lines])
     self._reader.start()
@@ -242,6 +272,14 @@ class Server:
       self._reader.join()
     if code:
       raise AssertionError(f"exit code {code}:\n" + "".join(self.log))
+
+  def end(self) -> None:
+    """Asks it to end, and lets it."""
+    self._process.send_signal(signal.SIGTERM)
+
+  def wait(self, seconds: float) -> int:
+    """Its exit code, once it has ended."""
+    return self._process.wait(seconds)
 
   def _read(self, lines: queue.Queue[str | None]) -> None:
     assert self._process.stderr is not None
@@ -329,19 +367,23 @@ def environment() -> dict[str, str]:
 
 
 def client_command(module: str) -> list[str]:
-  """What runs a module of @pypi_clients.
+  """What runs a module of @pypi_clients, or of vLLM.
 
   Bazel builds a program of it, and tests have that as data. Without Bazel,
-  $CACAO_CLIENTS_PYTHON is a Python that has these packages.
+  $CACAO_CLIENTS_PYTHON is a Python that has these packages. vLLM, of many
+  gigabytes, is in no lock: $CACAO_VLLM_PYTHON has it.
   """
   program = pathlib.Path(__file__).with_name("module_main")
-  if program.exists():
+  name = "CACAO_CLIENTS_PYTHON"
+  if module.startswith("vllm."):
+    name = "CACAO_VLLM_PYTHON"
+  elif program.exists():
     return [str(program), module]
-  python = os.environ.get("CACAO_CLIENTS_PYTHON")
+  python = os.environ.get(name)
   if python is None:
     raise RuntimeError(
-      f"There is no {program}. Fix: run the test with Bazel, or set"
-      " CACAO_CLIENTS_PYTHON to a Python with the packages of"
+      f"${name} is not set, and there is no {program}. Fix: run the test with"
+      f" Bazel, or set {name} to a Python that has {module}; most are in"
       " third_party/python/requirements_clients.txt"
     )
   return [python, str(program.with_suffix(".py")), module]

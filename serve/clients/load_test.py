@@ -1,6 +1,11 @@
-"""NVIDIA's AIPerf as a load: requests succeed, and all count tokens alike."""
+"""Loads by NVIDIA's AIPerf and vLLM: all succeeds, all count tokens alike.
+
+vLLM is in no lock, and its test is skipped, unless
+--test_env=CACAO_VLLM_PYTHON=... names a Python that has it.
+"""
 
 import json
+import os
 import pathlib
 import tempfile
 
@@ -61,6 +66,40 @@ class LoadTest(parameterized.TestCase):
     )
     self.assertEqual(difference("vllm:request_success_total"), _NUM_REQUESTS)
     self.assertEqual(after["cacao:compiles_after_ready_total"], 0)
+    self.server.until_idle(1.0)
+
+  @parameterized.parameters(
+    ("openai", "completions"), ("openai-chat", "chat/completions")
+  )
+  def test_vllm(self, backend, route):
+    if "CACAO_VLLM_PYTHON" not in os.environ:
+      self.skipTest("CACAO_VLLM_PYTHON names no Python that has vllm.")
+    folder = pathlib.Path(self.create_tempdir().full_path)
+    before = self.server.figures()
+    fixtures.run_client(
+      *("vllm.entrypoints.cli.main", "bench", "serve", "--backend", backend),
+      *("--base-url", self.server.url, "--endpoint", f"/v1/{route}"),
+      *("--model", fixtures.NAME),
+      *("--tokenizer", str(self.model.tokenizer_folder)),
+      *("--dataset-name", "random", "--random-input-len", "64"),
+      *("--random-output-len", str(_NEW_TOKENS), "--ignore-eos"),
+      *("--num-prompts", str(_NUM_REQUESTS), "--max-concurrency", "8"),
+      # None beside those that are counted.
+      *("--ready-check-timeout-sec", "0"),
+      *("--save-result", "--result-dir", str(folder / "out")),
+      folder=folder,
+      seconds=_SECONDS,
+    )
+    (file,) = (folder / "out").glob("*.json")
+    found = json.loads(file.read_text())
+    self.assertEqual(found["completed"], _NUM_REQUESTS)
+    made = _NUM_REQUESTS * _NEW_TOKENS
+    self.assertEqual(found["total_output_tokens"], made)
+    after = self.server.figures()
+    name = "vllm:request_success_total"
+    self.assertEqual(after[name] - before[name], _NUM_REQUESTS)
+    name = "vllm:generation_tokens_total"
+    self.assertEqual(after[name] - before[name], made)
     self.server.until_idle(1.0)
 
 

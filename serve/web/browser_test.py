@@ -1,5 +1,6 @@
 """The page in a real browser, asking the real API of a fake model."""
 
+import asyncio
 import contextlib
 import dataclasses
 import functools
@@ -8,15 +9,17 @@ import unittest
 
 from absl.testing import absltest
 
-from serve import engine as engine_lib
+from serve import conventions
 from serve import request as request_lib
 from serve import scheduler as scheduler_lib
 from serve import server as server_lib
 from serve import server_fixtures
+from serve import stats as stats_lib
 from serve.api import app as app_lib
 from serve.api import fixtures
 from serve.web import browser as browser_lib
 
+_NO_DEFAULTS = conventions.Generation()
 _MARKDOWN = """\
 # A title
 
@@ -43,8 +46,8 @@ class _Engine(fixtures.FakeEngine):
     self.script = fixtures.saying(text, **settings)
 
   def stats(self):
-    return engine_lib.Stats(
-      phase=engine_lib.Phase.SERVING,
+    return stats_lib.Stats(
+      phase=stats_lib.Phase.SERVING,
       is_alive=True,
       step=self.step,
       last_progress=0.0,
@@ -71,17 +74,21 @@ class _Fake(server_fixtures.Fake):
   said: str = _MARKDOWN
   template: str | None = fixtures.TEMPLATE
   folder: str = ""
+  generation: conventions.Generation = _NO_DEFAULTS
 
   def __call__(self, *, status, metrics, on_death):
     self.engine = _Engine(self.said)
     tokenizer = fixtures.folder(self.folder, self.template)
-    context = fixtures.context(self.engine, tokenizer)
+    context = fixtures.context(
+      self.engine, tokenizer, generation=self.generation
+    )
     return server_lib.Loaded(
       engine=self.engine,
       make_app=functools.partial(app_lib.make, context),
       model_name=fixtures.MODEL,
       max_len=4096,
       has_chat=self.template is not None,
+      defaults=self.generation.fields,
     )
 
 
@@ -92,9 +99,16 @@ class BrowserTest(unittest.IsolatedAsyncioTestCase):
     cls.browser = cls.enterClassContext(browser_lib.Browser())
 
   @contextlib.asynccontextmanager
-  async def _open(self, *, template=fixtures.TEMPLATE, view=None, **settings):
+  async def _open(
+    self,
+    *,
+    template=fixtures.TEMPLATE,
+    view=None,
+    generation=_NO_DEFAULTS,
+    **settings,
+  ):
     with tempfile.TemporaryDirectory() as folder:
-      fake = _Fake(template=template, folder=folder)
+      fake = _Fake(template=template, folder=folder, generation=generation)
       async with (
         server_fixtures.Running(fake, **settings) as server,
         self.browser.open(server.url, **(view or {})) as page,
@@ -170,9 +184,12 @@ class BrowserTest(unittest.IsolatedAsyncioTestCase):
   async def test_streams_and_stops(self):
     async with self._open() as page:
       await self._ready(page)
-      for stop in (
-        functools.partial(page.press, "Escape"),
-        functools.partial(page.click, "#stop"),
+      for count, stop in enumerate(
+        (
+          functools.partial(page.press, "Escape"),
+          functools.partial(page.click, "#stop"),
+        ),
+        start=1,
       ):
         self.engine.say("word " * 500, seconds=0.02)
         await self._send(page, "Go on")
@@ -187,7 +204,10 @@ class BrowserTest(unittest.IsolatedAsyncioTestCase):
         await self._answered(page)
         note = await page.text("#log article:last-child .note")
         self.assertIn("stopped", note)
-        await page.until("true")
+        # The page need not wait until the server sees that it has left.
+        async with asyncio.timeout(10):
+          while len(self.engine.aborted) < count:
+            await asyncio.sleep(0.01)
       self.assertEqual(len(self.engine.aborted), 2)
       self.assertEqual(page.problems, [])
 
@@ -253,6 +273,33 @@ class BrowserTest(unittest.IsolatedAsyncioTestCase):
       await page.until("document.readyState === 'complete'")
       await page.until("document.querySelector('#seed').value === '42'")
       self.assertEqual(await page.evaluate("localStorage.length"), 0)
+
+  async def test_what_is_sampled_with_if_nothing_is_said(self):
+    for own, shown, asked in (
+      (_NO_DEFAULTS, "temperature 0.7", (0.7, None)),
+      (
+        conventions.Generation(temperature=0.6, top_k=20),
+        "temperature 0.6 · top_k 20",
+        (0.6, 20),
+      ),
+    ):
+      async with self._open(generation=own) as page:
+        await self._ready(page)
+        self.assertEqual(await page.text("#in_use"), shown)
+        placeholder = await page.evaluate(
+          "document.querySelector('#temperature').placeholder"
+        )
+        self.assertTrue(placeholder.startswith(str(asked[0])), placeholder)
+        await self._send(page, "Hello")
+        await self._answered(page)
+        sampling = self.engine.requests[0].sampling
+        self.assertEqual((sampling.temperature, sampling.top_k), asked)
+        await page.click("#panel summary")
+        await page.fill("#temperature", "0.25")
+        await page.until(
+          "document.querySelector('#in_use').textContent"
+          ".startsWith('temperature 0.25')"
+        )
 
   async def test_key(self):
     with tempfile.NamedTemporaryFile("w", suffix=".keys") as keys:

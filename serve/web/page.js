@@ -16,6 +16,17 @@ const NUMBERS = [
   "repetition_penalty",
 ];
 const STORED = "settings";
+// Where neither the user nor the model says anything. The API's own temperature
+// of 1 is for those who measure; few small models can be read at it.
+const TEMPERATURE = 0.7;
+// What is used then, by field.
+const USUAL = {
+  temperature: TEMPERATURE,
+  top_p: 1,
+  top_k: "all",
+  min_p: 0,
+  repetition_penalty: 1,
+};
 
 const element = (id) => document.getElementById(id);
 
@@ -77,6 +88,35 @@ function show(stats) {
     seen = { at: now, tokens: stats.generated_tokens };
   }
   server = stats;
+  showUse();
+}
+
+// What is used of a field that is left empty.
+function usual(name) {
+  const own = server?.defaults?.[name];
+  if (own !== undefined) {
+    return own;
+  }
+  if (name === "max_tokens") {
+    return isChat() ? "all there is room for" : 16;
+  }
+  return USUAL[name];
+}
+
+// Says how texts are sampled, in the fields and beside their heading.
+function showUse() {
+  const inUse = [];
+  for (const name of [...Object.keys(USUAL), "max_tokens"]) {
+    const isOwn = server?.defaults?.[name] !== undefined;
+    element(name).placeholder = isOwn
+      ? `${usual(name)}, the model's own`
+      : usual(name);
+    const given = element(name).value.trim();
+    if (name === "temperature" || given || isOwn) {
+      inUse.push(`${name} ${given || usual(name)}`);
+    }
+  }
+  setText("in_use", inUse.join(" · "));
 }
 
 // What has not changed is left alone: it would be read aloud again.
@@ -91,12 +131,16 @@ function showMode() {
   element("prompt").placeholder = name;
   element("composer").querySelector("label").textContent = name;
   element("system").disabled = !isChat();
+  showUse();
 }
 
 // ---- An answer ---------------------------------------------------------------
 
 function sampling() {
   const chosen = {};
+  if (server.defaults?.temperature === undefined) {
+    chosen.temperature = TEMPERATURE;
+  }
   const given = settings();
   for (const name of NUMBERS) {
     const value = String(given.get(name) ?? "").trim();
@@ -420,7 +464,10 @@ element("clear").addEventListener("click", clear);
 element("settings").addEventListener("submit", (event) =>
   event.preventDefault(),
 );
-element("settings").addEventListener("input", store);
+element("settings").addEventListener("input", () => {
+  store();
+  showUse();
+});
 element("key").addEventListener("change", look);
 element("mode").addEventListener("change", () => {
   clear();
