@@ -267,7 +267,10 @@ def _megatron_rows(
 ) -> collections.abc.Iterator[dict]:
   """Megatron-Core's own dataset, if it is installed; it needs PyTorch."""
   try:
+    # pyrefly: ignore[missing-import]
     from megatron.core.datasets import blended_megatron_dataset_builder
+
+    # pyrefly: ignore[missing-import]
     from megatron.core.datasets import gpt_dataset
   except ImportError as error:
     raise app.UsageError(

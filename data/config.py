@@ -9,7 +9,7 @@ Three kinds of data:
 
 import dataclasses
 import enum
-from typing import Literal
+from typing import Any, Literal
 
 
 class Kind(enum.StrEnum):
@@ -404,8 +404,12 @@ def _check_mixture(config: DataConfig) -> None:
       "data.mixture is megatron, which reads PREFIX.bin and PREFIX.idx, but"
       f" data.kind is {config.kind.value}; use kind datasets"
     )
-  defaults = {"stages": (), "on_exhaustion": "repeat", "shuffle": True}
-  defaults["sequence"] = SequenceConfig()
+  defaults: dict[str, Any] = {
+    "stages": (),
+    "on_exhaustion": "repeat",
+    "shuffle": True,
+    "sequence": SequenceConfig(),
+  }
   for field, default in defaults.items():
     if getattr(config, field) != default:
       raise ValueError(

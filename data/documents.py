@@ -200,18 +200,17 @@ def open_binary(path: str) -> collections.abc.Iterator[typing.IO[bytes]]:
   """
   with contextlib.ExitStack() as stack:
     try:
-      stream: typing.Any
+      stream: typing.IO[bytes]
       if is_remote(path):
-        stream = stack.enter_context(fsspec.open(path, "rb"))
+        remote: typing.Any = fsspec.open(path, "rb")
+        stream = stack.enter_context(remote)
       else:
         stream = stack.enter_context(open(path, "rb"))
       compression = _compression(path)
       if compression:
         source = pa.PythonFile(stream, mode="r")
-        stream = io.BufferedReader(
-          stack.enter_context(pa.CompressedInputStream(source, compression)),
-          1 << 20,
-        )
+        raw: typing.Any = pa.CompressedInputStream(source, compression)
+        stream = io.BufferedReader(stack.enter_context(raw), 1 << 20)
       yield stream
     except OSError as error:
       raise ValueError(
@@ -242,7 +241,7 @@ def _find_remote(path: str) -> list[str]:
     found = []
   return [
     filesystem.unstrip_protocol(name)
-    for name in sorted(found)
+    for name in sorted(map(str, found))
     if not name.rpartition("/")[2].startswith(".")
   ]
 

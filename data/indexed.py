@@ -29,6 +29,7 @@ import os
 import pathlib
 import struct
 import time
+import typing
 
 import numpy as np
 
@@ -47,7 +48,9 @@ _DTYPES = {
   7: np.float32,
   8: np.uint16,
 }
-_CODES = {np.dtype(dtype): code for code, dtype in _DTYPES.items()}
+_CODES: dict[np.dtype, int] = {
+  np.dtype(dtype): code for code, dtype in _DTYPES.items()
+}
 
 # Token files up to this size are digested whole, larger ones by so many blocks.
 _WHOLE_BYTES = 1 << 26
@@ -230,7 +233,7 @@ class Writer:
     *,
     multimodal: bool = False,
   ):
-    self._dtype = np.dtype(dtype)
+    self._dtype: np.dtype[typing.Any] = np.dtype(dtype)
     if self._dtype not in _CODES or self._dtype.kind == "f":
       names = [d.name for d in _CODES if d.kind != "f"]
       raise ValueError(

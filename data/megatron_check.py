@@ -9,6 +9,7 @@ code is 1 if one failed. `data/megatron/goldens.py` says what a folder holds.
 import os
 import pathlib
 import sys
+import typing
 
 from absl import app
 from absl import flags
@@ -29,10 +30,10 @@ def main(argv: list[str]) -> int:
   if len(argv) > 1:
     raise app.UsageError(f"unknown arguments {argv[1:]}; give --goldens=DIR")
   # Bazel runs programs elsewhere; paths are those of the user's shell.
-  folder = pathlib.Path(
-    os.environ.get("BUILD_WORKING_DIRECTORY", "."), _GOLDENS.value
-  )
-  equal = goldens.report(folder, rounding=_ROUNDING.value, out=sys.stdout)
+  here = os.environ.get("BUILD_WORKING_DIRECTORY", ".")
+  folder = pathlib.Path(here, _GOLDENS.value or "")
+  rounding: typing.Any = _ROUNDING.value  # An enum of the two.
+  equal = goldens.report(folder, rounding=rounding, out=sys.stdout)
   return int(not equal)
 
 

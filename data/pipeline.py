@@ -101,10 +101,10 @@ class Batches:
       self._iterator.close()
       self._iterator = None
 
-  def _start(self) -> grain.DatasetIterator:
+  def _start(self) -> Any:
     rows = dataclasses.replace(self._rows, first_step=self.step)
     if not len(rows):
-      return iter(())
+      return (batch for batch in ())
     dataset = grain.MapDataset.source(rows)
     workers, ahead = self._prefetch["workers"], self._prefetch["batches"]
     if not workers:

@@ -220,6 +220,7 @@ class PipelineTest(parameterized.TestCase):
     batches = self.make(sources=sources, on_exhaustion="stop")
     most = int(1.5 * source.num_tokens) // 16
     self.assertEqual(batches.num_steps, int(most / 0.3 / 4))
+    assert batches.num_steps is not None
     rows = [
       row for step in range(batches.num_steps) for row in batches.locate(step)
     ]
@@ -358,6 +359,7 @@ class PipelineTest(parameterized.TestCase):
       self.make(**settings)
     shape = _SHAPE | {"num_steps": 6}
     whole = self.make(shape=shape, **settings)
+    assert whole.num_steps is not None
     self.assertGreaterEqual(whole.num_steps, 6)
     batches = take(whole, 6)
     names = [row.source for step in range(6) for row in whole.locate(step)]

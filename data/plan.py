@@ -111,8 +111,7 @@ def make(
     plan = _make_megatron(config, stages, num_steps)
   else:
     plan = _make_weighted(config, stages)
-  if plan.num_steps is not None:
-    _check_enough(config, plan, num_steps or 1)
+  _check_enough(config, plan, num_steps or 1)
   return plan
 
 
@@ -245,6 +244,7 @@ def sequences(
     if kind == "chunk":
       return chunk.Chunks(tokens, **shared)
     return pack.Packs(tokens, **shared, config=config.sequence)
+  assert source.records is not None
   make_sequences = conversations.Chats if kind == "chat" else preference.Pairs
   return make_sequences(
     source.records,
@@ -323,7 +323,7 @@ def _step(stages: list[stages_lib.Stage], row: int) -> int:
 def _check_enough(
   config: config_lib.DataConfig, plan: Plan, num_steps: int
 ) -> None:
-  if num_steps <= plan.num_steps:
+  if plan.num_steps is None or num_steps <= plan.num_steps:
     return
   ended_by = getattr(plan.mixture, "ended_by", None)
   reason = "the last of data.stages has no more tokens"
@@ -357,7 +357,7 @@ def _compare(plan: Plan, theirs: dict[str, Any], step: int) -> None:
   )
   # The shapes of the batches.
   mine, other = plan.identity["plan"]["stages"], theirs["plan"]["stages"]
-  first = 0
+  first: float = 0
   while first < step:
     (end, shape), (other_end, other_shape) = (
       _shape(stages, first) for stages in (mine, other)
@@ -378,6 +378,7 @@ def _compare(plan: Plan, theirs: dict[str, Any], step: int) -> None:
       )
     return
 
+  assert isinstance(plan.mixture, weighted.Weighted)
   # Who gives the rows. All sources that are in one of the two are numbered.
   names = list(plan.names)
   names += [name for name, _ in theirs["sources"] if name not in names]
@@ -432,7 +433,7 @@ def _compare(plan: Plan, theirs: dict[str, Any], step: int) -> None:
         )
 
 
-def _shape(stages: list[dict], step: int) -> tuple[float, dict[str, int]]:
+def _shape(stages: list[dict], step: float) -> tuple[float, dict[str, int]]:
   """Where the stage of a batch ends, and the shape of its batches."""
   end = 0.0
   for stage in stages:

@@ -2,6 +2,7 @@ import dataclasses
 import json
 import os
 import pathlib
+from typing import Any
 from unittest import mock
 
 from absl.testing import absltest
@@ -120,11 +121,12 @@ class SequencesTest(absltest.TestCase):
       tokenizer=str(self.folder),
       mask_documents=True,
     )
-    for settings in (
+    kinds: tuple[dict[str, Any], ...] = (
       {"kind": "pack", "too_long": "right"},
       {"kind": "pack", "too_long": "right", "fim_rate": 0.5},
       {"kind": "chunk", "fim_rate": 0.5},
-    ):
+    )
+    for settings in kinds:
       sequence = config_lib.SequenceConfig(**settings)
       changed = dataclasses.replace(config, sequence=sequence)
       try:

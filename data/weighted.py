@@ -104,7 +104,7 @@ class Weighted:
     self.sections: list[Section] = []
     self.num_rows: int | None = None
     self.ended_by: int | None = None
-    first: int | None = 0
+    first = 0
     begins, given = [0] * num_sources, [0] * num_sources
     for number, part in enumerate(parts):
       if not number or part.seq_len != self.sections[-1].seq_len:
@@ -119,10 +119,11 @@ class Weighted:
             first=first, seq_len=part.seq_len, begins=tuple(begins), limits=None
           )
         )
-      first = self._deal(part, first, given, capacity, stop)
-      if first is None or self.ended_by is not None:
+      end = self._deal(part, first, given, capacity, stop)
+      self.num_rows = end
+      if end is None or self.ended_by is not None:
         break
-    self.num_rows = first
+      first = end
     self._first = np.array([deal.first for deal in self._deals], np.int64)
 
   def locate(

@@ -120,11 +120,11 @@ def specs(weight: jax.Array | Int8, spec: P, *, summed: tuple[int, ...]) -> Any:
   if not isinstance(weight, Int8):
     return spec
   kept = [d for d in range(len(spec)) if d not in summed]
-  return dataclasses.replace(
-    weight,
-    values=P(*(spec[d] for d in (*kept, *sorted(summed)))),
-    scale=P(*(spec[d] for d in kept)),
-  )
+  parts: dict[str, Any] = {
+    "values": P(*(spec[d] for d in (*kept, *sorted(summed)))),
+    "scale": P(*(spec[d] for d in kept)),
+  }
+  return dataclasses.replace(weight, **parts)
 
 
 def project(spec: str, x: jax.Array, weight: Weight) -> jax.Array:

@@ -234,7 +234,9 @@ class MoeTest(parameterized.TestCase):
     )
     stored, dequantized = nnx.clone(params), nnx.clone(params)
     for name in ("gate_EDF", "up_EDF", "down_EFD"):
-      weight = linear.quantize(params[name][...], summed=(1,), stacked=1)
+      weight = linear.quantize(
+        jnp.asarray(params[name][...]), summed=(1,), stacked=1
+      )
       stored[name] = nnx.Param(weight)
       dequantized[name] = nnx.Param(
         jnp.swapaxes(weight.values * weight.scale[..., None], 1, 2)

@@ -1,5 +1,7 @@
 """AdamW against its definition in numpy."""
 
+from typing import Any
+
 from absl.testing import absltest
 from absl.testing import parameterized
 import jax
@@ -10,7 +12,7 @@ import optax
 from train import optimizer
 
 
-def _params():
+def _params() -> dict[str, Any]:
   rng = np.random.default_rng(0)
   return {
     "embed_VD": rng.normal(size=(5, 4)).astype(np.float32),
@@ -113,7 +115,9 @@ class OptimizerTest(parameterized.TestCase):
     ),
   )
   def test_the_step_is_of_its_kind(self, kind, scale):
-    rates = {"b1": 0.9, "b2": 0.99} if kind == "lion" else {"b1": 0.0}
+    rates: dict[str, Any] = {"b1": 0.0}
+    if kind == "lion":
+      rates = {"b1": 0.9, "b2": 0.99}
     config = optimizer.OptimizerConfig(
       kind=kind, weight_decay=0.0, clip_norm=None, **rates
     )
@@ -136,12 +140,12 @@ class OptimizerTest(parameterized.TestCase):
     adamw = optimizer.OptimizerConfig(weight_decay=0.0)
     params = _params()
     grads = jax.tree.map(lambda x: x + 1, params)
-    got, want = (
-      transform.update(grads, transform.init(params), params)[0]
-      for transform in (
-        optimizer.make(c, optax.constant_schedule(1.0)) for c in (config, adamw)
-      )
-    )
+    results: list[Any] = []
+    for each in (config, adamw):
+      transform = optimizer.make(each, optax.constant_schedule(1.0))
+      updates, _ = transform.update(grads, transform.init(params), params)
+      results.append(updates)
+    got, want = results
     np.testing.assert_array_equal(got["embed_VD"], want["embed_VD"])
     np.testing.assert_array_equal(
       got["group_0"]["norm"]["scale_D"], want["group_0"]["norm"]["scale_D"]
@@ -161,7 +165,7 @@ class OptimizerTest(parameterized.TestCase):
     params = _params()
     grads = jax.tree.map(jnp.zeros_like, params)
     transform = optimizer.make(config, optax.constant_schedule(1.0))
-    updates, _ = transform.update(grads, transform.init(params), params)
+    updates: Any = transform.update(grads, transform.init(params), params)[0]
     np.testing.assert_allclose(
       updates["group_0"]["gate_DF"],
       -0.5 * 0.3 * params["group_0"]["gate_DF"],

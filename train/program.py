@@ -52,7 +52,7 @@ class Program:
   shardings: step_lib.TrainState
   init: Callable[[], step_lib.TrainState]
   begin: Callable[[Any], step_lib.TrainState]
-  train_steps: dict[tuple[int, int], jax.stages.Compiled]
+  train_steps: dict[tuple[int, ...], jax.stages.Compiled]
   eval_step: Callable[..., Any]
   compile_seconds: float
 
@@ -118,7 +118,7 @@ def build(config: config_lib.RunConfig, mesh: jax.sharding.Mesh) -> Program:
     out_shardings=(shardings, jax.sharding.NamedSharding(mesh, P())),
   )
   start = time.perf_counter()
-  compiled = {}
+  compiled: dict[tuple[int, ...], jax.stages.Compiled] = {}
   for stage in config.stages():
     shape = (stage.batch_size, stage.seq_len)
     if shape not in compiled and stage.first_step < config.run.steps:

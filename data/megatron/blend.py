@@ -52,7 +52,7 @@ def normalize(
 
 
 def reference(
-  weights: collections.abc.Sequence[float],
+  weights: collections.abc.Sequence[float] | np.ndarray,
   size: int,
   *,
   rounding: Rounding,

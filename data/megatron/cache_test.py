@@ -19,10 +19,9 @@ class CacheTest(absltest.TestCase):
     self.made += 1
     return {"x": np.arange(5), "y": np.zeros((2, 3), np.int16)}
 
-  def get(self, key, folder="here"):
-    return cache.arrays(
-      self.folder if folder == "here" else folder, key, self.make
-    )
+  def get(self, key, *folder: pathlib.Path | None):
+    (where,) = folder or (self.folder,)
+    return cache.arrays(where, key, self.make)
 
   def test_makes_once(self):
     one, two = self.get([1, "k"]), self.get([1, "k"])

@@ -192,6 +192,7 @@ def _check_blend(
     if book_ends is None or theirs is None:
       compare.value(which, "built" if book_ends else None, theirs and "built")
       continue
+    assert names is not None
     opened = [corpora(each) for each in names]
     made = blended.build(
       [corpus.sequence_lengths for corpus in opened],

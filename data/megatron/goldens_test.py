@@ -2,6 +2,7 @@ import io
 import json
 import pathlib
 import shutil
+from typing import Any
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -142,7 +143,7 @@ class GoldensTest(parameterized.TestCase):
     (result,) = goldens.check(self.folder)
     self.assertIn(missing, str(result.differences))
 
-  def report(self, folder: pathlib.Path, rounding="x86"):
+  def report(self, folder: pathlib.Path, rounding: Any = "x86"):
     out = io.StringIO()
     equal = goldens.report(folder, rounding=rounding, out=out)
     return equal, out.getvalue().splitlines()

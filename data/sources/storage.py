@@ -387,7 +387,8 @@ def _blocks(file: File) -> collections.abc.Iterator[bytes]:
     _failures(file.name),
     remote.filesystem.open(remote.path, "rb") as stream,
   ):
-    while block := stream.read(_BLOCK):
+    data: typing.Any = stream
+    while block := data.read(_BLOCK):
       yield block
 
 

@@ -1,5 +1,6 @@
 import dataclasses
 import functools
+from typing import Any
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -114,7 +115,8 @@ class GroupedMlpTest(parameterized.TestCase):
         x, experts, rows, activation=swiglu, implementation=implementation
       )
 
-    got = mlp(x, dataclasses.replace(experts, **stored))
+    changes: dict[str, Any] = stored
+    got = mlp(x, dataclasses.replace(experts, **changes))
     wanted = every_expert(
       x,
       dataclasses.replace(experts, **dequantized),
