@@ -6,6 +6,7 @@ K key/value heads, H head dim.
 
 from collections.abc import Callable, Mapping
 import functools
+from typing import Any
 
 from flax import nnx
 import jax
@@ -19,6 +20,8 @@ from model import norm as norm_lib
 from model import rope
 from model import sharding
 from model.kernels import attention as kernel
+from model.kernels import attention_context
+from model.kernels import attention_logits
 from model.kernels import attention_paged
 
 # "k" and "v" [B, S, K, H]; in pages "k_PKSH" and "v_PKSH", and of int8 the
@@ -185,8 +188,8 @@ class Attention(nnx.Module):
       # Outside: a norm's gradient needs its input, which would have to be
       # projected again.
       q, k = place(*self._norm_heads(q, k))
-    k = sharding.constrain(k, "BSKH")
-    v = sharding.constrain(v, "BSKH")
+    k = sharding.constrain(k, "BTKH")
+    v = sharding.constrain(v, "BTKH")
     q = sharding.constrain(q, "BTNH")
     if state is not None and span.places is not None:
       out, state = self._attend_pages(q, k, v, span, state)
@@ -208,25 +211,42 @@ class Attention(nnx.Module):
 
   def _attend(self, q, k, v, span, state):
     """Over the tokens themselves, or all slots of a cache."""
-    if state is not None:
-      state = {
-        "k": kv_cache.write(state["k"], k, span.start),
-        "v": kv_cache.write(state["v"], v, span.start),
+    options: dict[str, Any] = {
+      "scale": self.config.scale,
+      "window": self.config.window,
+      "softcap": self.config.softcap,
+      "sinks_N": self.sinks_N[...] if self.config.sinks else None,
+      "implementation": self.implementation,
+    }
+    if state is None:
+      out = attention_context.attend(
+        q, k, v, segment_ids=span.segment_ids, order=span.order, **options
+      )
+      if not span.measures_logits:
+        return out, None
+      scale = self.config.scale
+      return out, {
+        "max_logit_N": attention_logits.largest(
+          q,
+          k,
+          segment_ids=span.segment_ids,
+          order=span.order,
+          scale=self.config.head_dim**-0.5 if scale is None else scale,
+          window=self.config.window,
+        )
       }
-      k, v = state["k"].astype(q.dtype), state["v"].astype(q.dtype)
+    state = {
+      "k": kv_cache.write(state["k"], k, span.start),
+      "v": kv_cache.write(state["v"], v, span.start),
+    }
     out = kernel.attend(
       q,
-      k,
-      v,
+      state["k"].astype(q.dtype),
+      state["v"].astype(q.dtype),
       q_segment_ids=span.segment_ids,
-      # Without a cache the keys are the queries' tokens: splash needs to know.
-      k_segment_ids=None if state is None else span.key_segment_ids,
-      q_start=0 if state is None else span.start,
-      scale=self.config.scale,
-      window=self.config.window,
-      softcap=self.config.softcap,
-      sinks_N=self.sinks_N[...] if self.config.sinks else None,
-      implementation=self.implementation,
+      k_segment_ids=span.key_segment_ids,
+      q_start=span.start,
+      **options,
     )
     return out, state
 

@@ -173,8 +173,10 @@ class GatedDeltaNet(nnx.Module):
       rows = cast(Rows, state)
       state = _from_rows(kv_cache.read_rows(rows, span=span))
     q, k, v, gate, beta, decay = project(x)
-    q, k = sharding.constrain(q, "BTKH"), sharding.constrain(k, "BTKH")
-    v, gate = sharding.constrain(v, "BTNH"), sharding.constrain(gate, "BTNH")
+    whole = functools.partial(sharding.constrain, rules=_rules(self.config))
+    q, k, v = whole(q, "BTKH"), whole(k, "BTKH"), whole(v, "BTNH")
+    beta, decay = whole(beta, "BTN"), whole(decay, "BTN")
+    gate = sharding.constrain(gate, "BTNH")
     beta = jax.nn.sigmoid(beta.astype(jnp.float32))
     step = decay.astype(jnp.float32) + self.decay_bias_N[...]
     rate = jnp.exp(self.decay_log_N[...].astype(jnp.float32))
@@ -196,7 +198,7 @@ class GatedDeltaNet(nnx.Module):
       log_decay_BTN=-rate * jax.nn.softplus(step),
       beta_BTN=beta,
       segment_ids=span.segment_ids,
-      state_BNHV=sharding.constrain(memory, "BNHH"),
+      state_BNHV=whole(memory, "BNHH"),
       state_segment_ids=before,
     )
     out = self._gated_norm(sharding.constrain(out, "BTNH"), gate)
@@ -229,6 +231,15 @@ class GatedDeltaNet(nnx.Module):
       return x.astype(gate.dtype)
 
     return normed(x, gate, self.out_scale_H[...])
+
+
+def _rules(config: model_config.GatedDeltaNetConfig):
+  """Where q, k and v lie: the sequence in one piece, as it is walked along."""
+  shape = jax.sharding.get_abstract_mesh().shape
+  shards = shape.get("tensor", 1) * shape.get(sharding.CONTEXT, 1)
+  if config.num_key_heads % shards or config.num_value_heads % shards:
+    return sharding.ACTIVATION_RULES | {"T": None}
+  return sharding.WHOLE_SEQUENCE_RULES
 
 
 def _ids_before(span: kv_cache.Span, num: int) -> Int[Array, "B num"]:

@@ -30,6 +30,8 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
+from model import zigzag
+
 # The page that padding is written to, and that stands for what is forgotten.
 NULL_PAGE = 0
 # The key in `PagedCache.tables` of attention that has no window.
@@ -114,7 +116,7 @@ class Places:
     "key_segment_ids",
     "places",
   ],
-  meta_fields=[],
+  meta_fields=["order", "measures_logits"],
 )
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Span:
@@ -127,6 +129,9 @@ class Span:
     key_segment_ids: Of all slots, the new tokens' among them [B, S]; without a
       cache, and with pages, `segment_ids`.
     places: Of a paged cache; else unset.
+    order: How tokens without a cache lie on the mesh axis `context`.
+    measures_logits: Without a cache, attention's state after the call is the
+      largest logit of each head, "max_logit_N".
   """
 
   positions: Int[Array, "B T"]
@@ -134,6 +139,8 @@ class Span:
   start: Int[Array, "B"] | int
   key_segment_ids: Int[Array, "B S"]
   places: Places | None = None
+  order: zigzag.Order = "natural"
+  measures_logits: bool = False
 
   @property
   def length(self) -> Int[Array, "B"] | None:

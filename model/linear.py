@@ -22,6 +22,8 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
+from model import target
+
 
 @functools.partial(
   jax.tree_util.register_dataclass,
@@ -322,4 +324,4 @@ def _multiply_int8(
 
 
 def _is_on_cpu() -> bool:
-  return jax.default_backend() == "cpu"
+  return target.platform() == "cpu"

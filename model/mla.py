@@ -21,7 +21,7 @@ key nope_head_dim + rope_head_dim, in that order, of a value value_head_dim.
 from collections.abc import Callable, Mapping
 import dataclasses
 import functools
-from typing import Literal
+from typing import Any, Literal
 
 from flax import nnx
 import jax
@@ -35,6 +35,8 @@ from model import norm as norm_lib
 from model import rope
 from model import sharding
 from model.kernels import attention as kernel
+from model.kernels import attention_context
+from model.kernels import attention_logits
 from model.kernels import attention_paged
 
 Form = Literal["auto", "absorbed", "unabsorbed"]
@@ -143,6 +145,7 @@ class Mla(nnx.Module):
       )
       out = linear.project("BTNH,NHD->BTD", out, self.o_NHD[...])
       return sharding.constrain(out, "BTD"), state
+    has_cache = state is not None
     if state is not None:
       state = {
         "latent": kv_cache.write(state["latent"], latent, span.start),
@@ -150,15 +153,15 @@ class Mla(nnx.Module):
       }
       latent = state["latent"].astype(x.dtype)
       rope_key = state["rope_key"].astype(x.dtype)
+    elif span.measures_logits:
+      state = self._max_logits(q_nope, q_rope, latent, rope_key, span)
     absorbed = self.form == "absorbed"
-    if self.form == "auto" and state is not None:
+    if self.form == "auto" and has_cache:
       absorbed = prefers_absorbed(
         self.config, num_queries=x.shape[1], num_keys=latent.shape[1]
       )
     attend = self._attend_absorbed if absorbed else self._attend_unabsorbed
-    out = attend(
-      q_nope, q_rope, latent, rope_key, span, has_cache=state is not None
-    )
+    out = attend(q_nope, q_rope, latent, rope_key, span, has_cache=has_cache)
     out = linear.project("BTNH,NHD->BTD", out, self.o_NHD[...])
     return sharding.constrain(out, "BTD"), state
 
@@ -207,13 +210,15 @@ class Mla(nnx.Module):
     latent = norm_lib.rms_norm(
       latent, self.latent_scale_C[...], config.latent_norm_eps
     )
-    return q_nope, q_rope, latent, sharding.constrain(rope_key, "BSH")
+    return q_nope, q_rope, latent, sharding.constrain(rope_key, "BTH")
 
   def _attend_unabsorbed(
     self, q_nope, q_rope, latent, rope_key, span, *, has_cache
   ):
     """Keys and values of every head are made."""
-    latent = sharding.constrain(latent, "BSC")
+    # Without a cache keys lie as queries do.
+    seq = "S" if has_cache else "T"
+    latent = sharding.constrain(latent, f"B{seq}C")
     k_nope = linear.project("BSC,CNH->BSNH", latent, self.k_up_CNH[...])
     v = linear.project("BSC,CNH->BSNH", latent, self.v_up_CNH[...])
     k_rope = jnp.broadcast_to(
@@ -223,11 +228,33 @@ class Mla(nnx.Module):
     k = jnp.concatenate([k_nope, k_rope], axis=-1)
     return self._attend(
       sharding.constrain(q, "BTNH"),
-      sharding.constrain(k, "BSNH"),
-      sharding.constrain(v, "BSNH"),
+      sharding.constrain(k, f"B{seq}NH"),
+      sharding.constrain(v, f"B{seq}NH"),
       span,
       has_cache=has_cache,
     )
+
+  def _max_logits(self, q_nope, q_rope, latent, rope_key, span):
+    """The state that a `Span` which measures asks for.
+
+    The keys are those of `_attend_unabsorbed`, which the compiler makes once.
+    """
+    latent = sharding.constrain(latent, "BTC")
+    k_nope = linear.project("BSC,CNH->BSNH", latent, self.k_up_CNH[...])
+    k_rope = jnp.broadcast_to(
+      rope_key[:, :, None], (*k_nope.shape[:3], rope_key.shape[-1])
+    )
+    q = jnp.concatenate([q_nope, q_rope], axis=-1)
+    k = jnp.concatenate([k_nope, k_rope], axis=-1)
+    return {
+      "max_logit_N": attention_logits.largest(
+        sharding.constrain(q, "BTNH"),
+        sharding.constrain(k, "BTNH"),
+        segment_ids=span.segment_ids,
+        order=span.order,
+        scale=self.config.scale,
+      )
+    }
 
   def _attend_absorbed(
     self, q_nope, q_rope, latent, rope_key, span, *, has_cache
@@ -308,16 +335,23 @@ class Mla(nnx.Module):
     return out, state
 
   def _attend(self, q, k, v, span, *, has_cache):
+    options: dict[str, Any] = {
+      "scale": self.config.scale,
+      "implementation": self.implementation,
+    }
+    if not has_cache:
+      out = attention_context.attend(
+        q, k, v, segment_ids=span.segment_ids, order=span.order, **options
+      )
+      return sharding.constrain(out, "BTNH")
     out = kernel.attend(
       q,
       k,
       v,
       q_segment_ids=span.segment_ids,
-      # Without a cache the keys are the queries' tokens: splash needs to know.
-      k_segment_ids=span.key_segment_ids if has_cache else None,
-      q_start=span.start if has_cache else 0,
-      scale=self.config.scale,
-      implementation=self.implementation,
+      k_segment_ids=span.key_segment_ids,
+      q_start=span.start,
+      **options,
     )
     return sharding.constrain(out, "BTNH")
 

@@ -43,6 +43,7 @@ from model import linear
 from model import mlp
 from model import router
 from model import sharding
+from model import target
 from model.kernels import grouped_matmul
 from model.kernels import grouped_mlp
 
@@ -218,7 +219,9 @@ class Moe(nnx.Module):
         else P()
         for name in params
       }
-      tokens = P(sharding.ACTIVATION_RULES["B"], sharding.ACTIVATION_RULES["T"])
+      # Cut along T too, where that can be done.
+      along = sharding.axes_of("T", normed.shape[1])
+      tokens = P(sharding.ACTIVATION_RULES["B"], along)
       # A few prompts may be fewer rows than devices: as many for each.
       num_rows = normed.shape[0]
       missing = -num_rows % sharding.num_batch_shards()
@@ -233,6 +236,7 @@ class Moe(nnx.Module):
           valid,
           dict(jax.sharding.get_abstract_mesh().shape),
           bounded,
+          row_axis=sharding.CONTEXT if along else None,
         )
         # Each device's own sums, to be added up outside.
         return out, jax.tree.map(lambda x: x[None], stats), routing
@@ -249,7 +253,9 @@ class Moe(nnx.Module):
       stats = jax.tree.map(lambda x: jnp.sum(x, axis=0), stats)
     return out, dataclasses.replace(stats, routing=routing if capture else None)
 
-  def _mix_on_device(self, params, normed, valid, axes, bounded):
+  def _mix_on_device(
+    self, params, normed, valid, axes, bounded, *, row_axis=None
+  ):
     """(output, sums, routing) of one device's tokens.
 
     Args:
@@ -258,6 +264,7 @@ class Moe(nnx.Module):
       valid: Which of them count [B, T].
       axes: Sizes of the mesh axes; empty without a mesh.
       bounded: Whether a capacity holds.
+      row_axis: Mesh axis whose devices have other pieces of the same rows.
     """
     config = self.config
     dim, num_chosen = normed.shape[-1], config.experts_per_token
@@ -304,13 +311,15 @@ class Moe(nnx.Module):
       out = self._dropless_all_to_all(*tokens, experts, num_shards)
     if axes.get("tensor", 1) > 1:
       out = jax.lax.psum(out, "tensor")
-    stats = router.summarize(routing, valid=valid, dropped=dropped)
+    stats = router.summarize(
+      routing, valid=valid, dropped=dropped, axis=row_axis
+    )
     return out.reshape(normed.shape), stats, routing
 
   def _exchange(self) -> str:
     if self.exchange != "auto":
       return self.exchange
-    return "gather" if jax.default_backend() == "cpu" else "all_to_all"
+    return "gather" if target.platform() == "cpu" else "all_to_all"
 
   def _run(self, x_ND, experts, rows):
     return grouped_mlp.grouped_mlp(
@@ -487,7 +496,7 @@ def send(
   """
   here = jax.lax.axis_index("expert")
   num_sent, num_received = counts[here], counts[:, here]
-  if jax.default_backend() != "cpu":
+  if target.platform() != "cpu":
     return jax.lax.ragged_all_to_all(
       x_MD,
       jnp.zeros((num_rows, x_MD.shape[1]), x_MD.dtype),

@@ -145,6 +145,7 @@ def summarize(
   *,
   valid: Bool[Array, "B T"],
   dropped: Bool[Array, "B T K"] | None = None,
+  axis: str | None = None,
 ) -> RouterStats:
   """The sums over valid tokens.
 
@@ -152,13 +153,19 @@ def summarize(
     routing: Of tokens [B, T].
     valid: Tokens that count; padding does not.
     dropped: Choices that found their expert full; none if not given.
+    axis: Mesh axis over whose devices the rows are cut, under shard_map: the
+      sums are those of all.
   """
+
+  def total(x: jax.Array) -> jax.Array:
+    return x if axis is None else jax.lax.psum(x, axis)
+
   num_experts, num_chosen = routing.probs.shape[-1], routing.indices.shape[-1]
   rows = valid.shape[0]
   weight = valid.astype(jnp.float32)
-  num_tokens_B = jnp.sum(weight, axis=1)
-  probs_BE = jnp.einsum("BTE,BT->BE", routing.probs, weight)
-  counts_BE = (
+  num_tokens_B = total(jnp.sum(weight, axis=1))
+  probs_BE = total(jnp.einsum("BTE,BT->BE", routing.probs, weight))
+  counts_BE = total(
     jnp.zeros((rows, num_experts))
     .at[jnp.arange(rows)[:, None, None], routing.indices]
     .add(jnp.broadcast_to(weight[..., None], routing.indices.shape))
@@ -169,13 +176,13 @@ def summarize(
   num_dropped = jnp.zeros(())
   if dropped is not None:
     assert dropped.shape[-1] == num_chosen
-    num_dropped = jnp.sum(dropped * weight[..., None])
+    num_dropped = total(jnp.sum(dropped * weight[..., None]))
   return RouterStats(
     num_tokens=jnp.sum(num_tokens_B),
     probs=jnp.sum(probs_BE, axis=0),
     counts=jnp.sum(counts_BE, axis=0),
-    z=jnp.sum(jnp.square(logsumexp) * weight),
-    entropy=jnp.sum(entropy * weight),
+    z=total(jnp.sum(jnp.square(logsumexp) * weight)),
+    entropy=total(jnp.sum(entropy * weight)),
     num_dropped=num_dropped,
     num_sequences=jnp.sum(num_tokens_B > 0).astype(jnp.float32),
     sequence_balance=jnp.sum(balance_B),

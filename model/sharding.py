@@ -11,6 +11,7 @@ V vocabulary, L layers (the leading dim of every stacked parameter).
 """
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -18,8 +19,12 @@ import jax
 from jax.sharding import PartitionSpec as P
 import numpy as np
 
+from model import slices
+
 # Mesh axes, outermost (slowest links) first.
-AXES = ("data", "fsdp", "expert", "tensor")
+AXES = ("data", "fsdp", "expert", "context", "tensor")
+# The axis whose devices hold pieces of each sequence.
+CONTEXT = "context"
 
 # Parameters: `fsdp` shards the model dim of every matrix (ZeRO-3), `tensor`
 # the dim that a matmul can split without communication inside a block, and
@@ -43,20 +48,30 @@ PARAM_RULES = {
 # The axes whose devices hold distinct rows of the batch.
 BATCH_AXES = ("data", "fsdp", "expert")
 
-# Activations: the batch is spread over every axis that holds distinct rows.
+# Activations: the batch is spread over every axis that holds distinct rows, a
+# sequence over the axis of its pieces.
 ACTIVATION_RULES = {
   "B": BATCH_AXES,
-  "T": None,
+  "T": CONTEXT,
   "S": None,
   "D": None,
   "H": None,
   "C": None,
   "R": None,
   "M": None,
+  "L": None,
   "N": "tensor",
   "K": "tensor",
   "F": "tensor",
   "V": "tensor",
+}
+
+# Where a mixer walks along a sequence: it lies in one piece, and its heads on
+# the axis of the pieces too.
+WHOLE_SEQUENCE_RULES = ACTIVATION_RULES | {
+  "T": None,
+  "N": ("tensor", CONTEXT),
+  "K": ("tensor", CONTEXT),
 }
 
 
@@ -68,16 +83,23 @@ class MeshConfig:
     data: Replicas of the parameters; each has its own rows of the batch.
     fsdp: Shards of parameters, gradients and optimizer state (ZeRO-3).
     expert: Shards of the experts; each has its own rows of the batch too.
+    context: Pieces of every sequence (kernels/attention_context.py).
     tensor: Shards of heads, feed-forward and vocabulary.
+    dcn_data: Slices of a TPU job that `data` goes over, a part of its size;
+      unset: those that `dcn_fsdp` leaves. Elsewhere, equal runs of devices.
+    dcn_fsdp: Slices that `fsdp` goes over.
   """
 
   data: int = 1
   fsdp: int | None = None
   expert: int = 1
+  context: int = 1
   tensor: int = 1
+  dcn_data: int | None = None
+  dcn_fsdp: int = 1
 
   def __post_init__(self):
-    for axis in AXES:
+    for axis in (*AXES, "dcn_data", "dcn_fsdp"):
       size = getattr(self, axis)
       if size is not None and size < 1:
         raise ValueError(f"mesh.{axis}={size} must be at least 1.")
@@ -87,7 +109,8 @@ def make_mesh(config: MeshConfig, devices: list[Any]) -> jax.sharding.Mesh:
   """The mesh of `devices` that `config` describes.
 
   Raises:
-    ValueError: The product of the axes is not the number of devices.
+    ValueError: The product of the axes is not the number of devices, or axes
+      do not go over their slices.
   """
   num = len(devices)
   fixed = math.prod(getattr(config, a) or 1 for a in AXES)
@@ -101,9 +124,32 @@ def make_mesh(config: MeshConfig, devices: list[Any]) -> jax.sharding.Mesh:
       "let it take what the other axes leave."
     )
   auto = (jax.sharding.AxisType.Auto,) * len(AXES)
-  return jax.make_mesh(
-    tuple(sizes.values()), AXES, axis_types=auto, devices=devices
-  )
+  arranged = slices.arrange(devices, sizes, _across(config, sizes, devices))
+  return jax.sharding.Mesh(arranged, AXES, axis_types=auto)
+
+
+def _across(
+  config: MeshConfig, sizes: dict[str, int], devices: list[Any]
+) -> dict[str, int]:
+  """Over how many slices each axis goes."""
+  found = slices.count(devices)
+  num_slices = found or (config.dcn_data or 1) * config.dcn_fsdp
+  data = config.dcn_data or max(1, num_slices // config.dcn_fsdp)
+  across = {"data": data, "fsdp": config.dcn_fsdp}
+  if math.prod(across.values()) != num_slices:
+    raise ValueError(
+      f"mesh.dcn_data={data} * mesh.dcn_fsdp={config.dcn_fsdp} must be the "
+      f"number of slices, {num_slices}; leave mesh.dcn_data unset to let it "
+      "take what mesh.dcn_fsdp leaves."
+    )
+  for axis, n in across.items():
+    if sizes[axis] % n:
+      raise ValueError(
+        f"mesh.{axis}={sizes[axis]} must be a multiple of mesh.dcn_{axis}={n}, "
+        f"the slices that it goes over; of {num_slices} slices in all, set "
+        f"mesh.data={num_slices} or a multiple, or mesh.dcn_fsdp={num_slices}."
+      )
+  return across
 
 
 def param_dims(name: str) -> str:
@@ -206,14 +252,52 @@ def num_batch_shards(mesh: jax.sharding.Mesh | None = None) -> int:
   return math.prod(shape.get(axis, 1) for axis in BATCH_AXES)
 
 
-def constrain(x: jax.Array, dims: str) -> jax.Array:
-  """Pins the layout of activation `x`; a no-op where no mesh is set."""
+def num_context_shards() -> int:
+  """In how many pieces the mesh that is set cuts a sequence."""
+  return jax.sharding.get_abstract_mesh().shape.get(CONTEXT, 1)
+
+
+def axes_of(dim: str, size: int) -> tuple[str, ...] | None:
+  """The axes of the mesh that is set on which a dim of an activation lies.
+
+  None where they do not divide its size.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  rule = ACTIVATION_RULES[dim]
+  axes = (rule,) if isinstance(rule, str) else rule or ()
+  axes = tuple(axis for axis in axes if axis in mesh.shape)
+  return None if size % math.prod(mesh.shape[a] for a in axes) else axes
+
+
+def constrain(
+  x: jax.Array, dims: str, *, rules: dict[str, Any] | None = None
+) -> jax.Array:
+  """Pins the layout of activation `x`; a no-op where no mesh is set.
+
+  Args:
+    x: The activation.
+    dims: A letter for each of its dims.
+    rules: Where they lie; ACTIVATION_RULES, but that a sequence which `context`
+      does not divide lies in one piece.
+  """
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty or math.prod(mesh.shape.values()) == 1:
     return x
-  return jax.lax.with_sharding_constraint(
-    x, P(*(ACTIVATION_RULES[d] for d in dims))
-  )
+  if rules is None:
+    rules = ACTIVATION_RULES
+    if any(
+      d == "T" and axes_of(d, size) is None
+      for d, size in zip(dims, x.shape, strict=True)
+    ):
+      rules = rules | {"T": None}
+  return jax.lax.with_sharding_constraint(x, P(*(rules[d] for d in dims)))
+
+
+def replicate(x: jax.Array) -> jax.Array:
+  """All of `x` on every device, where any host may read it."""
+  if jax.sharding.get_abstract_mesh().empty:
+    return x
+  return jax.lax.with_sharding_constraint(x, P())
 
 
 def constrain_param(x: jax.Array, name: str) -> jax.Array:
@@ -249,9 +333,30 @@ def put_batch(batch: Any, mesh: jax.sharding.Mesh) -> Any:
     mesh: The mesh to spread the rows over.
   """
   sharding = batch_sharding(mesh)
+  rows = host_rows(mesh)
 
   def put(x: np.ndarray) -> jax.Array:
-    shape = (x.shape[0] * jax.process_count(), *x.shape[1:])
-    return jax.make_array_from_process_local_data(sharding, x, shape)
+    shape = (x.shape[0] * rows.count, *x.shape[1:])
+    per_shard = x.shape[0] // len(rows.shards)
+
+    def shard(index: Any) -> np.ndarray:
+      start = rows.shards.index((index[0].start or 0) // per_shard) * per_shard
+      return x[(slice(start, start + per_shard), *index[1:])]
+
+    return jax.make_array_from_callback(shape, sharding, shard)
 
   return jax.tree.map(put, batch)
+
+
+@functools.cache
+def host_rows(mesh: jax.sharding.Mesh) -> slices.HostRows:
+  """Which rows of each batch this process gives to `put_batch`.
+
+  Where a host's shards do not follow one another on the mesh, the batch's rows
+  lie on the devices in another order than they have in the data. Nothing
+  depends on it.
+
+  Raises:
+    ValueError: The hosts' parts overlap.
+  """
+  return slices.rows_of_host(mesh, BATCH_AXES, jax.process_index())

@@ -1,3 +1,5 @@
+import types
+
 from absl.testing import absltest
 from absl.testing import parameterized
 import jax
@@ -55,39 +57,64 @@ class ShardingTest(parameterized.TestCase):
     self.assertLen(jax.devices(), 8)
 
   @parameterized.parameters(
-    ({}, (1, 8, 1, 1)),
-    ({"data": 8}, (8, 1, 1, 1)),
-    ({"data": 2}, (2, 4, 1, 1)),
-    ({"tensor": 2}, (1, 4, 1, 2)),
-    ({"data": 2, "tensor": 2}, (2, 2, 1, 2)),
-    ({"data": 2, "fsdp": 4}, (2, 4, 1, 1)),
-    ({"fsdp": 2, "tensor": 4}, (1, 2, 1, 4)),
-    ({"expert": 4}, (1, 2, 4, 1)),
-    ({"data": 2, "expert": 2, "tensor": 2}, (2, 1, 2, 2)),
+    ({}, (1, 8, 1, 1, 1)),
+    ({"data": 8}, (8, 1, 1, 1, 1)),
+    ({"data": 2}, (2, 4, 1, 1, 1)),
+    ({"tensor": 2}, (1, 4, 1, 1, 2)),
+    ({"data": 2, "tensor": 2}, (2, 2, 1, 1, 2)),
+    ({"data": 2, "fsdp": 4}, (2, 4, 1, 1, 1)),
+    ({"fsdp": 2, "tensor": 4}, (1, 2, 1, 1, 4)),
+    ({"context": 4}, (1, 2, 1, 4, 1)),
+    ({"expert": 4}, (1, 2, 4, 1, 1)),
+    ({"data": 2, "expert": 2, "tensor": 2}, (2, 1, 2, 1, 2)),
   )
   def test_mesh_sizes(self, axes, sizes):
     made = mesh(**axes)
-    self.assertEqual(made.axis_names, ("data", "fsdp", "expert", "tensor"))
+    self.assertEqual(
+      made.axis_names, ("data", "fsdp", "expert", "context", "tensor")
+    )
     self.assertEqual(made.devices.shape, sizes)
     self.assertCountEqual(made.devices.flat, jax.devices())
 
   @parameterized.parameters(
     (
       {"data": 3, "fsdp": 2},
-      r"mesh.data=3 \* mesh.fsdp=2 \* mesh.expert=1 \* mesh.tensor=1 = 6, but "
-      r"there are 8 devices; make the product equal the device count, or "
-      r"leave mesh.fsdp",
+      r"mesh.data=3 \* mesh.fsdp=2 \* mesh.expert=1 \* mesh.context=1 \* "
+      r"mesh.tensor=1 = 6, but there are 8 devices; make the product equal "
+      r"the device count, or leave mesh.fsdp",
     ),
     ({"data": 3}, r"mesh.data=3 \* mesh.fsdp=2 .* = 6, but there are 8"),
     ({"data": 16}, r"mesh.data=16 \* mesh.fsdp=1 .* = 16, but there are 8"),
     ({"fsdp": 0}, r"mesh.fsdp=0 must be at least 1"),
     ({"data": 0}, r"mesh.data=0 must be at least 1"),
     ({"expert": 0}, r"mesh.expert=0 must be at least 1"),
+    ({"context": 0}, r"mesh.context=0 must be at least 1"),
     ({"tensor": -1}, r"mesh.tensor=-1 must be at least 1"),
+    ({"dcn_data": 0}, r"mesh.dcn_data=0 must be at least 1"),
+    ({"dcn_data": 2}, r"mesh.data=1 must be a multiple of mesh.dcn_data=2.*"),
+    ({"dcn_fsdp": 3}, r"mesh.fsdp=8 .* mesh.dcn_fsdp=3, the slices that it"),
   )
   def test_refuses_meshes(self, axes, message):
     with self.assertRaisesRegex(ValueError, message):
       mesh(**axes)
+
+  def test_axes_over_slices(self):
+    made = mesh(data=2, dcn_fsdp=2)
+    ids = [[device.id for device in row.flat] for row in made.devices]
+    self.assertEqual(ids, [[0, 1, 4, 5], [2, 3, 6, 7]])
+
+  @parameterized.parameters(
+    ({}, "mesh.data=1 must be a multiple of mesh.dcn_data=2"),
+    ({"data": 2, "dcn_data": 1}, r"mesh.dcn_data=1 \* .* of slices, 2"),
+    ({"data": 2, "dcn_fsdp": 4}, r"mesh.dcn_fsdp=4 must be the number of sl"),
+  )
+  def test_refuses_axes_over_slices(self, axes, message):
+    devices = [
+      types.SimpleNamespace(platform="tpu", slice_index=i // 4)
+      for i in range(8)
+    ]
+    with self.assertRaisesRegex(ValueError, message):
+      sharding.make_mesh(sharding.MeshConfig(**axes), devices)
 
   def test_specs_of_a_preset(self):
     shapes = abstract(kanana.v1_5_8b())

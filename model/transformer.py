@@ -45,11 +45,19 @@ from model import mtp
 from model import norm
 from model import router as router_lib
 from model import sharding
+from model import zigzag
 
 
 @functools.partial(
   jax.tree_util.register_dataclass,
-  data_fields=["hidden", "cache", "router", "residual", "inputs"],
+  data_fields=[
+    "hidden",
+    "cache",
+    "router",
+    "residual",
+    "inputs",
+    "max_logits",
+  ],
   meta_fields=[],
 )
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,6 +71,9 @@ class Output:
       without mixtures of experts.
     residual: The residual stream after the last block, before the final norm.
     inputs: What enters each layer [L, B, T, D]; None unless `capture`.
+    max_logits: By group and block of attention, the largest logit of each head
+      [L, N] before a soft cap, or 0 if none is positive; empty unless
+      `measure_logits`.
   """
 
   hidden: Float[Array, "B T D"]
@@ -70,6 +81,7 @@ class Output:
   router: dict[str, dict[str, router_lib.RouterStats]]
   residual: Float[Array, "B T D"]
   inputs: Float[Array, "L B T D"] | None
+  max_logits: dict[str, dict[str, Float[Array, "L N"]]]
 
 
 class Block(nnx.Module):
@@ -339,6 +351,7 @@ class Transformer(nnx.Module):
     cache: kv_cache.Cache | kv_cache.PagedCache | None = None,
     capture: bool = False,
     bounded: bool = False,
+    measure_logits: bool = False,
   ) -> Output:
     """Hidden states of `tokens`, each seeing those before it in its segment.
 
@@ -353,6 +366,7 @@ class Transformer(nnx.Module):
       bounded: Experts with a capacity drop the tokens that exceed it, as in
         training. Otherwise none does: what a token becomes must not depend on
         its neighbours in a batch.
+      measure_logits: Say how large attention's logits are; without a cache.
     """
     span = kv_cache.span(
       cache,
@@ -360,6 +374,21 @@ class Transformer(nnx.Module):
       segment_ids=segment_ids,
       shape=(tokens.shape[0], tokens.shape[1]),
     )
+    if measure_logits:
+      assert cache is None
+      span = dataclasses.replace(span, measures_logits=True)
+    zigzags = cache is None and not capture and self._zigzags(tokens.shape[1])
+    if zigzags:
+      num_shards = sharding.num_context_shards()
+      tokens = zigzag.apply(tokens, num_shards)
+      ids = zigzag.apply(span.segment_ids, num_shards)
+      span = dataclasses.replace(
+        span,
+        positions=zigzag.apply(span.positions, num_shards),
+        segment_ids=ids,
+        key_segment_ids=ids,
+        order="zigzag",
+      )
     x = self.embed(tokens)
     if self.config.learned_positions:
       table = self.position_PD[...].astype(self.compute_dtype)
@@ -381,12 +410,25 @@ class Transformer(nnx.Module):
         # [block][L, B, T, D] -> layers in order.
         stacked = jnp.stack(entered, axis=1)
         inputs.append(stacked.reshape(-1, *x.shape))
+    hidden = self.final_norm(x)
+    if zigzags:
+      hidden, x = zigzag.undo(hidden), zigzag.undo(x)
     return Output(
-      hidden=self.final_norm(x),
+      hidden=hidden,
       cache=None if cache is None else kv_cache.advance(cache, span, states),
       router=router,
       residual=x,
       inputs=jnp.concatenate(inputs) if capture else None,
+      max_logits=_max_logits(states) if measure_logits else {},
+    )
+
+  def _zigzags(self, length: int) -> bool:
+    """Whether tokens are laid out for equal work on the axis `context`."""
+    num_shards = sharding.num_context_shards()
+    return (
+      num_shards > 1
+      and zigzag.divides(length, num_shards)
+      and not has_recurrent_state(self.config)
     )
 
   def predict_ahead(
@@ -495,6 +537,18 @@ class Transformer(nnx.Module):
     logits = linear.project_float32(spec, hidden, weight)
     softcap = self.config.logit_softcap
     return logits if softcap is None else softcap * jnp.tanh(logits / softcap)
+
+
+def _max_logits(states: dict[str, Any]) -> dict[str, dict[str, jax.Array]]:
+  """What attention's states say of a call that measures logits."""
+  return {
+    group: {
+      block: state["max_logit_N"]
+      for block, state in blocks.items()
+      if state is not None and "max_logit_N" in state
+    }
+    for group, blocks in states.items()
+  }
 
 
 def init(

@@ -22,6 +22,9 @@ _MESHES = (
   {"data": 2, "fsdp": 4},
   {"data": 2, "fsdp": 2, "tensor": 2},
   {"fsdp": 2, "expert": 2, "tensor": 2},
+  {"fsdp": 2, "context": 2, "tensor": 2},
+  # 12 tokens are no 8 chunks: in their own order.
+  {"fsdp": 2, "context": 4},
 )
 _CONFIG = fixtures.config()
 
@@ -99,7 +102,9 @@ class TransformerShardingTest(parameterized.TestCase):
     self.assertEqual(q_DNH.addressable_shards[0].data.size * pieces, q_DNH.size)
 
   @parameterized.parameters(
-    *[(axes, "none") for axes in _MESHES], (_MESHES[3], "full")
+    *[(axes, "none") for axes in _MESHES],
+    (_MESHES[3], "full"),
+    (_MESHES[5], "full"),
   )
   def test_value_and_gradient_are_those_of_one_device(self, axes, remat):
     mesh, batch = mesh_of(axes), make_batch()
@@ -121,6 +126,27 @@ class TransformerShardingTest(parameterized.TestCase):
       jax.device_get(got[1]),
       jax.device_get(wanted[1]),
     )
+
+  def test_decodes_where_sequences_are_cut(self):
+    config = fixtures.config(num_layers=1)
+    graphdef, _ = transformer.abstract(config, fixtures.execution())
+    params = fixtures.params(config, fixtures.execution())
+    tokens = make_batch()["tokens"][:4]
+
+    @jax.jit
+    def decode(params, tokens):
+      model = transformer.bind(graphdef, params)
+      cache = model.make_cache(rows=4, slots=12)
+      hidden = []
+      for first, last in ((0, 8), (8, 11), (11, 12)):
+        output = model(tokens[:, first:last], cache=cache)
+        hidden.append(output.hidden)
+        cache = output.cache
+      return jnp.concatenate(hidden, axis=1)
+
+    with jax.set_mesh(mesh_of({"fsdp": 2, "context": 4})):
+      got = decode(params, tokens)
+    np.testing.assert_allclose(got, decode(params, tokens), atol=1e-5)
 
 
 if __name__ == "__main__":

@@ -32,13 +32,17 @@ Dims: B batch, T query length, S key length, N query heads, K key/value heads,
 G = N/K, H head dim of queries and keys, V head dim of values.
 """
 
-import jax
 from jaxtyping import Array, Float, Int
 
+from model import target
 from model.kernels import attention_blockwise
 from model.kernels import attention_dot_product
 from model.kernels import attention_reference
 from model.kernels import attention_splash
+
+# What implementations of this tree, and splash, keep for the backward pass has
+# this name for jax.checkpoint's policies.
+RESIDUALS = attention_blockwise.RESIDUALS
 
 _IMPLEMENTATIONS = (
   "auto",
@@ -112,7 +116,7 @@ def attend(
     k_segment_ids = q_segment_ids
   if scale is None:
     scale = q_BTNH.shape[-1] ** -0.5
-  platform = _platform()
+  platform = target.platform()
   cudnn = attention_dot_product.has_cudnn(
     q_BTNH, v_BSKV, sinks=sinks_N is not None, platform=platform
   )
@@ -186,15 +190,3 @@ def attend(
     softcap=softcap,
     sinks_N=sinks_N,
   )
-
-
-def _platform() -> str:
-  """What the program is compiled for: "tpu", "gpu" or "cpu".
-
-  A mesh of TPUs that are not here (a program compiled for later) is believed.
-  """
-  mesh = jax.sharding.get_abstract_mesh()
-  device = None if mesh.empty else mesh.abstract_device
-  if device is not None and device.device_kind.startswith("TPU"):
-    return "tpu"
-  return jax.default_backend()

@@ -18,11 +18,15 @@ import dataclasses
 import functools
 
 import jax
+from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from model.kernels import attention_reference
 
+# What the backward pass needs beside the operands, under this name for
+# jax.checkpoint's policies.
+RESIDUALS = "attention_residuals"
 # As many queries as this, or keys as this, are not worth a loop.
 _FEW_QUERIES = 16
 _FEW_KEYS = 64
@@ -285,7 +289,8 @@ def _loop_forward(
   blocks = _to_blocks(q_BTNH, num_kv_heads, q_block)
   inputs = (jnp.arange(len(blocks)), blocks, _segment_blocks(q_ids, q_block))
   _, (out, log_total) = jax.lax.scan(query_block, None, inputs)
-  out = _from_blocks(out)
+  out = checkpoint_name(_from_blocks(out), RESIDUALS)
+  log_total = checkpoint_name(log_total, RESIDUALS)
   saved = (
     q_BTNH,
     k_BSKH,

@@ -11,7 +11,6 @@ and keys, V head dim of values.
 """
 
 import functools
-import math
 
 import jax
 from jax.experimental.pallas.ops.tpu.splash_attention import (
@@ -24,10 +23,10 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
-from model import sharding
+from model.kernels import attention_layout
 
 # Queries and keys per block; the kernel takes multiples of 128 lanes.
-_LANES = 128
+LANES = 128
 _BLOCK = 512
 # The fused backward kernel writes a gradient of q for every block of keys: as
 # many copies of q as this are a fair price for computing the scores once less.
@@ -47,7 +46,6 @@ def attend(
   interpret: bool,
 ) -> Float[Array, "B T N V"]:
   """As attention.attend, where keys and queries are the same tokens."""
-  num_heads, num_kv_heads = q_BTNH.shape[2], k_BTKH.shape[2]
   local = functools.partial(
     _attend_local,
     scale=scale,
@@ -58,15 +56,8 @@ def attend(
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty or mesh.size == 1:
     return local(q_BTNH, k_BTKH, v_BTKV, segment_ids, sinks_N)
-  rows = _dividing(mesh, sharding.ACTIVATION_RULES["B"], q_BTNH.shape[0])
-  heads = _dividing(mesh, sharding.ACTIVATION_RULES["N"], num_heads)
-  kv_heads = _dividing(mesh, sharding.ACTIVATION_RULES["K"], num_kv_heads)
-  if kv_heads != heads and num_kv_heads > 1:
-    # A device's query heads would not start at a multiple of N/K.
-    repeats = num_heads // num_kv_heads
-    k_BTKH = jnp.repeat(k_BTKH, repeats, axis=2)
-    v_BTKV = jnp.repeat(v_BTKV, repeats, axis=2)
-    kv_heads = heads
+  k_BTKH, v_BTKV, layout = attention_layout.split(q_BTNH, k_BTKH, v_BTKV)
+  rows, heads, kv_heads = layout.rows, layout.heads, layout.kv_heads
   return jax.shard_map(
     local,
     in_specs=(
@@ -80,13 +71,6 @@ def attend(
     # A Pallas call does not say over which axes its result varies.
     check_vma=False,
   )(q_BTNH, k_BTKH, v_BTKV, segment_ids, sinks_N)
-
-
-def _dividing(mesh, axes: str | tuple[str, ...], size: int):
-  """Those of `axes` that `mesh` has; None where they do not divide `size`."""
-  names = (axes,) if isinstance(axes, str) else axes
-  names = tuple(name for name in names if name in mesh.shape)
-  return None if size % math.prod(mesh.shape[a] for a in names) else names
 
 
 def _attend_local(
@@ -103,7 +87,7 @@ def _attend_local(
 ):
   """One device's rows and heads."""
   length, num_heads = q_BTNH.shape[1:3]
-  block = min(_BLOCK, length + -length % _LANES)
+  block = min(_BLOCK, length + -length % LANES)
   padded = length + -length % block
   # Padding comes last, so no token sees it, whichever its segment.
   q, k, v = (
@@ -135,14 +119,31 @@ def _kernel(
   interpret: bool,
 ):
   """The kernel, with its tables of which blocks to visit."""
+  return splash_attention_kernel.make_splash_mha_single_device(
+    splash_attention_mask.MultiHeadMask(
+      [make_mask(length, window)] * num_heads
+    ),
+    block_sizes=block_sizes(length, block),
+    attn_logits_soft_cap=softcap,
+    interpret=interpret,
+  )
+
+
+def make_mask(
+  length: int, window: int | None
+) -> splash_attention_mask.CausalMask | splash_attention_mask.LocalMask:
+  """Which of so many keys each query sees."""
   shape = (length, length)
   if window is None:
-    mask = splash_attention_mask.CausalMask(shape)
-  else:
-    mask = splash_attention_mask.LocalMask(shape, (window - 1, 0), 0)
+    return splash_attention_mask.CausalMask(shape)
+  return splash_attention_mask.LocalMask(shape, (window - 1, 0), 0)
+
+
+def block_sizes(length: int, block: int) -> splash_attention_kernel.BlockSizes:
+  """Those for so many keys, in multiples of `block`."""
   fused = max(b for b in (1, 2, 4) if length % (b * block) == 0) * block
   is_fused = length // fused <= _MAX_COPIES
-  sizes = splash_attention_kernel.BlockSizes(
+  return splash_attention_kernel.BlockSizes(
     block_q=block,
     block_kv=block,
     block_kv_compute=block,
@@ -152,10 +153,4 @@ def _kernel(
     block_q_dq=None if is_fused else block,
     block_kv_dq=None if is_fused else block,
     use_fused_bwd_kernel=is_fused,
-  )
-  return splash_attention_kernel.make_splash_mha_single_device(
-    splash_attention_mask.MultiHeadMask([mask] * num_heads),
-    block_sizes=sizes,
-    attn_logits_soft_cap=softcap,
-    interpret=interpret,
   )

@@ -26,6 +26,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from model import linear
+from model import target
 
 # Narrower blocks starve the matrix units, wider ones waste work on the rows
 # that the last block of a group lacks. With but a few rows per group, as when
@@ -74,7 +75,7 @@ def resolve(implementation: str) -> str:
   """What `auto` means on this platform; other names stand for themselves."""
   if implementation != "auto":
     return implementation
-  return "blocks" if jax.default_backend() == "cpu" else "ragged"
+  return "blocks" if target.platform() == "cpu" else "ragged"
 
 
 def row_groups(
