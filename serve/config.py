@@ -68,6 +68,12 @@ class RunnerConfig:
     )
     _check_at_least(self, "runner", 2, "max_len")  # A prompt and an answer.
     _check_at_least(self, "runner", self.page_size, "cache_tokens")
+    for name in ("context", "dcn_data", "dcn_fsdp"):
+      if (getattr(self.mesh, name) or 1) > 1:
+        raise ValueError(
+          f"runner.mesh.{name}={getattr(self.mesh, name)} is for training; a"
+          " server takes tensor, expert and data."
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

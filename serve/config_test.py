@@ -5,6 +5,7 @@ import dataclasses
 from absl.testing import absltest
 from absl.testing import parameterized
 
+from model import sharding
 from serve import config as config_lib
 from serve.configs import default
 
@@ -19,6 +20,11 @@ class ConfigTest(parameterized.TestCase):
     (_Runner, {"page_size": 0}, "runner.page_size=0 must be at least 1"),
     (_Runner, {"max_len": 1}, "runner.max_len=1 must be at least 2"),
     (_Runner, {"cache_tokens": 8}, "runner.cache_tokens=8 .* at least 16"),
+    (
+      _Runner,
+      {"mesh": sharding.MeshConfig(context=2)},
+      "runner.mesh.context=2 is for training",
+    ),
     (_Engine, {"max_queued_requests": 0}, "engine.max_queued_requests=0"),
     (_Engine, {"stall_seconds": 0.0}, "engine.stall_seconds=0.0 .* above 0"),
     (_Speculation, {"min_ngram": 3, "max_ngram": 2}, "max_ngram=2 .*ngram=3"),

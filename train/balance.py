@@ -70,10 +70,7 @@ def check_model(config: BalanceConfig, model: model_config.ModelConfig) -> None:
   Raises:
     ValueError: Names the weight.
   """
-  blocks = [block for group in model.groups for block in group.pattern]
-  if model.mtp is not None:
-    blocks.append(model.mtp.block)
-  if any(isinstance(b.feed_forward, model_config.MoeConfig) for b in blocks):
+  if _expert_layers(model):
     return
   for name in ("aux_loss_weight", "z_loss_weight"):
     value = getattr(config, name)
@@ -82,6 +79,24 @@ def check_model(config: BalanceConfig, model: model_config.ModelConfig) -> None:
         f"balance.{name}={value}, but {model.name} has no experts to balance; "
         "set it to 0."
       )
+
+
+def moves_biases(
+  config: BalanceConfig, model: model_config.ModelConfig
+) -> bool:
+  """Whether the step moves selection biases, besides the optimizer."""
+  has_bias = any(moe.router.selection_bias for moe in _expert_layers(model))
+  return has_bias and config.bias_update_rate > 0
+
+
+def _expert_layers(
+  model: model_config.ModelConfig,
+) -> list[model_config.MoeConfig]:
+  blocks = [block for group in model.groups for block in group.pattern]
+  if model.mtp is not None:
+    blocks.append(model.mtp.block)
+  layers = (block.feed_forward for block in blocks)
+  return [x for x in layers if isinstance(x, model_config.MoeConfig)]
 
 
 def collect(

@@ -1,12 +1,19 @@
 """Training checkpoints: state, place in the data, configuration, tokenizer.
 
+`params` is what the run evaluates and others serve. Where that is an average,
+the parameters that training goes on from lie with the optimizer's state.
+
 Saved asynchronously, committed by one rename, verified when restored. A
 checkpoint that is damaged is set aside, never deleted, and the one before it
 is taken.
 """
 
+from collections.abc import Callable
+import contextlib
 import dataclasses
+import functools
 import pathlib
+import typing
 from typing import Any
 
 from absl import logging
@@ -17,6 +24,7 @@ from model import checkpoint as model_checkpoint
 from model import schema
 from model import sharding
 from train import config as config_lib
+from train import distributed
 from train import step as step_lib
 
 
@@ -66,8 +74,8 @@ class Checkpoints:
     )
 
   def steps(self) -> list[int]:
-    """Steps that the run has saved, ascending."""
-    return model_checkpoint.steps(self.folder)
+    """Steps that the run has saved, ascending; the same on all processes."""
+    return distributed.from_first(model_checkpoint.steps(self.folder))
 
   def check(self) -> None:
     """Compares this run with the newest readable checkpoint; reads no arrays.
@@ -77,7 +85,7 @@ class Checkpoints:
     Raises:
       ValueError: The checkpoint is of another run: a setting differs.
     """
-    for step in reversed(model_checkpoint.steps(self.folder)):
+    for step in reversed(self.steps()):
       try:
         meta = model_checkpoint.read_meta(self.folder / str(step))
       except model_checkpoint.CorruptCheckpointError:
@@ -99,7 +107,7 @@ class Checkpoints:
     step = int(state.step)
     if step in self._manager.all_steps():
       return
-    items = _items(state)
+    items = _items(state, step_lib.result(state))
     meta = model_checkpoint.pack_meta(
       {
         model_checkpoint.CONFIG_FILE: schema.to_dict(self._config),
@@ -130,11 +138,12 @@ class Checkpoints:
       ValueError: The checkpoint is of another run: a setting differs.
       CorruptCheckpointError: There are checkpoints, but none is good.
     """
-    steps = model_checkpoint.steps(self.folder)
+    steps = self.steps()
     damaged = []
     for step in reversed(steps):
       try:
-        meta = model_checkpoint.read_meta(self.folder / str(step))
+        folder = self.folder / str(step)
+        meta = _by_all(functools.partial(model_checkpoint.read_meta, folder))
         self._check_same_run(meta)
         restored = self._restore(step, meta, shapes, shardings)
       except model_checkpoint.CorruptCheckpointError as error:
@@ -193,48 +202,86 @@ class Checkpoints:
         )
 
   def _restore(self, step, meta, shapes, shardings) -> Restored:
-    target = sharding.with_shardings(_items(shapes), _items(shardings))
-    where = str(self.folder / str(step))
-    try:
-      items = self._manager.restore(
-        step,
-        args=ocp.args.Composite(
-          params=ocp.args.StandardRestore(target["params"]),
-          optimizer=ocp.args.StandardRestore(target["optimizer"]),
-        ),
-      )
-    except Exception as error:  # Orbax raises what its storage raises.
-      raise model_checkpoint.CorruptCheckpointError(
-        f"{where} cannot be read: {error}"
-      ) from error
-    restored = {"params": items["params"], "optimizer": items["optimizer"]}
-    model_checkpoint.check_digests(restored, meta.array_digests, where=where)
+    target = sharding.with_shardings(
+      _items(shapes, shapes.params), _items(shardings, shardings.params)
+    )
+    folder = self.folder / str(step)
+    restored = _by_all(functools.partial(_read_arrays, folder, target))
+    model_checkpoint.check_digests(
+      restored, meta.array_digests, where=str(folder)
+    )
+    has_ema = shapes.ema is not None
     state = step_lib.TrainState(
       step=restored["optimizer"]["step"],
-      params=restored["params"],
+      params=restored["optimizer"].get("params", restored["params"]),
       optimizer=restored["optimizer"]["state"],
+      ema=restored["params"] if has_ema else None,
     )
     return Restored(state=state, data=meta.json(model_checkpoint.DATA_FILE))
 
   def _set_aside(self, step: int) -> pathlib.Path:
     """Moves a damaged checkpoint out of the way, keeping it."""
     graveyard = self.folder.with_name(self.folder.name + ".corrupt")
-    graveyard.mkdir(exist_ok=True)
-    taken = {p.name for p in graveyard.iterdir()}
-    name = next(
-      n for i in range(len(taken) + 1) if (n := f"{step}-{i}") not in taken
-    )
+    name = ""
     if jax.process_index() == 0:
+      graveyard.mkdir(exist_ok=True)
+      taken = {p.name for p in graveyard.iterdir()}
+      name = next(
+        n for i in range(len(taken) + 1) if (n := f"{step}-{i}") not in taken
+      )
       (self.folder / str(step)).rename(graveyard / name)
+    name = distributed.from_first(name)  # It also waits for the move.
     self._manager.reload()
     return graveyard / name
 
 
-def _items(state: step_lib.TrainState) -> dict[str, Any]:
-  """A state as the items that are saved; also of shapes and shardings."""
+def _by_all[T](read: Callable[[], T]) -> T:
+  """What `read` gives, if it does on every process: all go on, or none.
+
+  Raises:
+    CorruptCheckpointError: It raised that, here or elsewhere.
+  """
+  result, error = None, None
+  try:
+    result = read()
+  except model_checkpoint.CorruptCheckpointError as caught:
+    error = caught
+  if distributed.all_agree(error is None):
+    return typing.cast(T, result)
+  raise error or model_checkpoint.CorruptCheckpointError(
+    "Another process cannot read its part; its log says why."
+  )
+
+
+def _read_arrays(folder: pathlib.Path, target: dict[str, Any]) -> Any:
+  """The items of a step, on their devices; waits for no other process."""
+  places: dict[str, Any] = {item: folder / item for item in target}
+  try:
+    # The manager's own `restore` ends with a barrier.
+    with contextlib.closing(ocp.StandardCheckpointHandler()) as handler:
+      return {
+        item: handler.restore(
+          place, args=ocp.args.StandardRestore(target[item])
+        )
+        for item, place in places.items()
+      }
+  except Exception as error:  # Orbax raises what its storage raises.
+    raise model_checkpoint.CorruptCheckpointError(
+      f"{folder} cannot be read: {error}"
+    ) from error
+
+
+def _items(state: step_lib.TrainState, result: Any) -> dict[str, Any]:
+  """A state as the items that are saved; also of shapes and shardings.
+
+  Args:
+    state: The training state.
+    result: The parameters that it gives (step.result).
+  """
+  trained = {"params": state.params} if step_lib.has_average(state) else {}
   return {
-    "params": state.params,
-    "optimizer": {"step": state.step, "state": state.optimizer},
+    "params": result,
+    "optimizer": {"step": state.step, "state": state.optimizer} | trained,
   }
 
 

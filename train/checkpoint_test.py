@@ -4,6 +4,7 @@ import dataclasses
 import json
 import pathlib
 from typing import Any
+from unittest import mock
 
 from absl.testing import absltest
 import jax
@@ -13,6 +14,7 @@ from data import fixtures as data_fixtures
 from model import checkpoint as model_checkpoint
 from model import sharding
 from train import checkpoint
+from train import distributed
 from train import fixtures
 from train import program as program_lib
 
@@ -152,6 +154,15 @@ class CheckpointTest(absltest.TestCase):
     (self.workdir / "checkpoints" / "6" / "meta" / "data.json").unlink()
     (self.workdir / "checkpoints" / "99").mkdir()
     self._assert_is(self._restore(), 1)
+
+  def test_another_process_cannot_read_the_newest(self):
+    self._save_all()
+    answers = iter([True, False, True, True])  # Of meta and arrays.
+    with mock.patch.object(
+      distributed, "all_agree", lambda holds: holds and next(answers)
+    ):
+      self._assert_is(self._restore(), 1)
+    self.assertTrue((self.workdir / "checkpoints.corrupt" / "6-0").is_dir())
 
   def test_none_is_good(self):
     self._save_all()

@@ -18,7 +18,9 @@ from model import overrides
 from model import schema
 from model import sharding
 from train import balance as balance_lib
+from train import ema as ema_lib
 from train import optimizer as optimizer_lib
+from train import qk_clip
 from train import schedule as schedule_lib
 from train import step as step_lib
 
@@ -114,6 +116,44 @@ class EvalConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class ObserveConfig:
+  """What is looked at beside the metrics of every step.
+
+  Attributes:
+    profile_at: Steps at which a trace begins (profiler.py, which also says how
+      to ask a run that is under way for one).
+    profile_every: Steps between traces; unset: none.
+    profile_steps: How many steps a trace has.
+    layers_every: Steps between statistics of each layer (layer_stats.py), which
+      cost about as much as a step; unset: none.
+    wandb_project: At Weights & Biases, to which all metrics go too
+      (weights_and_biases.py); empty: none.
+  """
+
+  profile_at: tuple[int, ...] = ()
+  profile_every: int | None = None
+  profile_steps: int = 3
+  layers_every: int | None = None
+  wandb_project: str = ""
+
+  def __post_init__(self):
+    for name in ("profile_every", "profile_steps", "layers_every"):
+      value = getattr(self, name)
+      if value is not None and value < 1:
+        raise ValueError(f"observe.{name}={value} must be at least 1.")
+    if self.profile_at and min(self.profile_at) < 1:
+      raise ValueError(
+        f"observe.profile_at={self.profile_at} must be steps; the first is 1."
+      )
+    if self.profile_every and self.profile_every <= self.profile_steps:
+      raise ValueError(
+        f"observe.profile_every={self.profile_every} must exceed "
+        f"observe.profile_steps={self.profile_steps}: a trace ends before the "
+        "next one."
+      )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class RunConfig:
   """Everything a training run is."""
 
@@ -124,10 +164,12 @@ class RunConfig:
   optimizer: optimizer_lib.OptimizerConfig = optimizer_lib.OptimizerConfig()
   loss: step_lib.LossConfig = step_lib.LossConfig()
   balance: balance_lib.BalanceConfig = balance_lib.BalanceConfig()
+  ema: ema_lib.EmaConfig = ema_lib.EmaConfig()
   execution: model_config.ExecutionConfig = model_config.ExecutionConfig()
   mesh: sharding.MeshConfig = sharding.MeshConfig()
   checkpoint: CheckpointConfig = CheckpointConfig()
   eval: EvalConfig = EvalConfig()
+  observe: ObserveConfig = ObserveConfig()
 
   def __post_init__(self):
     if self.run.seq_len > self.model.max_seq_len:
@@ -146,7 +188,16 @@ class RunConfig:
           f"data.stages[{number}].batch_size={stage.batch_size} must be a "
           f"multiple of run.accumulation={self.run.accumulation}."
         )
+    if max(self.observe.profile_at, default=0) > self.run.steps:
+      raise ValueError(
+        f"observe.profile_at={self.observe.profile_at} is after the last step, "
+        f"run.steps={self.run.steps}."
+      )
     balance_lib.check_model(self.balance, self.model)
+    if self.optimizer.qk_clip is not None:
+      has_mtp = self.model.mtp is not None and self.loss.mtp_loss_weight > 0
+      qk_clip.check_model(self.model, has_mtp=has_mtp)
+    self._check_averages()
     if self.eval.prompts and self.data.kind is data_config.Kind.SYNTHETIC:
       raise ValueError(
         f"eval.prompts={self.eval.prompts!r} cannot be encoded: data.kind is "
@@ -160,6 +211,40 @@ class RunConfig:
         f"model.max_seq_len={self.model.max_seq_len}; ask for fewer."
       )
     schedule_lib.make(self.schedule, run_steps=self.run.steps)
+
+  def _check_averages(self) -> None:
+    """Refuses settings under which an average of parameters is wrong."""
+    is_free = self.optimizer.kind == "schedule_free"
+    if self.ema.decay is None and not is_free:
+      return
+    given = (
+      "optimizer.kind='schedule_free'"
+      if is_free
+      else f"ema.decay={self.ema.decay}"
+    )
+    if self.execution.param_dtype != "float32":
+      raise ValueError(
+        f"execution.param_dtype={self.execution.param_dtype!r} with {given}: "
+        "an average moves by less than it can tell apart; set it to 'float32'."
+      )
+    if not is_free:
+      return
+    if self.ema.decay is not None:
+      raise ValueError(
+        f"ema.decay={self.ema.decay} with {given}, which is an average "
+        "already; leave ema.decay unset."
+      )
+    if self.schedule.kind != "constant":
+      raise ValueError(
+        f"schedule.kind={self.schedule.kind!r} with {given}, which replaces a "
+        "decay of the rate; set it to 'constant' (with a warm-up)."
+      )
+    if balance_lib.moves_biases(self.balance, self.model):
+      raise ValueError(
+        f"balance.bias_update_rate={self.balance.bias_update_rate} with "
+        f"{given}: the average would not follow the biases; set it to 0 and "
+        "balance.aux_loss_weight instead, or take another kind."
+      )
 
   def stages(self) -> list[stages_lib.Stage]:
     """The parts of the run, with the shape of their batches."""
@@ -181,11 +266,13 @@ FIXED = (
   "data.sequence",
   "data.shuffle",
   "data.vocab_size",
+  "ema.",
   "execution.param_dtype",
   "model.",
   "optimizer.decay",
   "optimizer.first_moment_dtype",
   "optimizer.kind",
+  "optimizer.second_moment_dtype",
 )
 
 # Settings that may differ when a run is resumed: they change how it is computed
@@ -203,6 +290,7 @@ _MAY_CHANGE = (
   "loss.chunk_tokens",
   "mesh.",
   "model.name",
+  "observe.",
   "run.accumulation",
   "run.log_every",
   "run.log_samples",

@@ -21,7 +21,10 @@ from model.presets import kanana
 from model.presets import qwen
 from train import balance
 from train import config
+from train import ema
 from train import fixtures
+from train import optimizer
+from train import schedule
 
 _HERE = pathlib.Path(__file__).parent
 _EXPERIMENTS = sorted(path.stem for path in (_HERE / "configs").glob("*.py"))
@@ -165,10 +168,20 @@ class CheckTest(parameterized.TestCase):
     (config.EvalConfig, {"every": 0}, "eval.every=0"),
     (config.EvalConfig, {"max_batches": 0}, "eval.max_batches=0"),
     (config.EvalConfig, {"temperature": -0.1}, "eval.temperature=-0.1"),
+    (config.ObserveConfig, {"layers_every": 0}, "observe.layers_every=0"),
+    (config.ObserveConfig, {"profile_steps": 0}, "observe.profile_steps=0"),
+    (config.ObserveConfig, {"profile_at": (5, 0)}, r"profile_at=\(5, 0\)"),
+    (config.ObserveConfig, {"profile_every": 3}, "profile_every=3 must exceed"),
   )
   def test_refuses_a_section(self, section, settings, message):
     with self.assertRaisesRegex(ValueError, message):
       section(**settings)
+
+  def test_traces_must_begin_within_the_run(self):
+    traced = config.ObserveConfig(profile_at=(2, 7))
+    with self.assertRaisesRegex(ValueError, r"=\(2, 7\) is .*run.steps=6"):
+      dataclasses.replace(fixtures.run_config(steps=6), observe=traced)
+    dataclasses.replace(fixtures.run_config(steps=7), observe=traced)
 
   def test_samples_must_fit_the_context(self):
     root = pathlib.Path(self.create_tempdir().full_path)
@@ -221,6 +234,28 @@ class CheckTest(parameterized.TestCase):
       mesh=sharding.MeshConfig(fsdp=2),
     )
     self.assertEqual(sorted(config.changes(old, new)), expected)
+
+  def test_an_average_must_be_right(self):
+    free = optimizer.OptimizerConfig(kind="schedule_free")
+    average = ema.EmaConfig(decay=0.99)
+    low = model_config.ExecutionConfig(param_dtype="bfloat16")
+    refused: tuple[tuple[dict[str, Any], str], ...] = (
+      ({"ema": average, "execution": low}, "execution.param_dtype='bfloat16'"),
+      ({"optimizer": free, "execution": low}, "set it to 'float32'"),
+      ({"optimizer": free, "ema": average}, "leave ema.decay unset"),
+      (
+        {
+          "optimizer": free,
+          "schedule": schedule.ScheduleConfig(kind="cosine", peak=1e-2),
+        },
+        "schedule.kind='cosine' with optimizer.kind='schedule_free'",
+      ),
+    )
+    for settings, message in refused:
+      with self.assertRaisesRegex(ValueError, message):
+        fixtures.run_config(**settings)
+    with self.assertRaisesRegex(ValueError, "balance.bias_update_rate=0.001"):
+      fixtures.run_config(optimizer=free, model=deepseek.v3())
 
   def test_a_schedule_must_fit_the_run(self):
     run = fixtures.run_config()

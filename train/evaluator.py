@@ -14,6 +14,7 @@ from data import config as data_config
 from data import held_out
 from data import pipeline
 from data import tokenizer as tokenizer_lib
+from model import sharding
 from train import config as config_lib
 from train import evaluate
 from train import metrics as metrics_lib
@@ -120,12 +121,13 @@ class Evaluator:
       yield name, batches
 
   def _open(self, name: str, num_batches: int | None) -> held_out.EvalBatches:
+    rows = sharding.host_rows(self._mesh)
     return pipeline.make_eval(
       self._data,
       source=name,
       seq_len=self._config.run.seq_len,
       batch_size=self._config.run.batch_size // self._config.run.accumulation,
       num_batches=num_batches,
-      shard_index=jax.process_index(),
-      shard_count=jax.process_count(),
+      shard_index=rows.index,
+      shard_count=rows.count,
     )

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 # Published dense bf16 peaks per device as JAX counts devices, in FLOP/s:
 # Google Cloud TPU and NVIDIA data sheets. Keys are jax.Device.device_kind.
-_BF16_PEAK = {
+BF16_PEAK = {
   "TPU v4": 275e12,
   "TPU v5 lite": 197e12,
   "TPU v5": 459e12,
@@ -48,8 +48,8 @@ def peak(compute_dtype: str) -> Peak:
     return Peak(
       flops=rate, source=f"measured {compute_dtype} matmul of {size}^3"
     )
-  if device.device_kind in _BF16_PEAK:
-    flops = _BF16_PEAK[device.device_kind] * jax.device_count()
+  if device.device_kind in BF16_PEAK:
+    flops = BF16_PEAK[device.device_kind] * jax.device_count()
     return Peak(flops=flops, source=f"published bf16, {device.device_kind}")
   return Peak(flops=0.0, source=f"unknown device {device.device_kind!r}")
 

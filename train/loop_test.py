@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import pathlib
+import sys
+from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -12,9 +14,12 @@ from data import config as data_config
 from data import fixtures as data_fixtures
 from data import indexed
 from model import checkpoint
+from train import config as config_lib
 from train import fixtures
+from train import goodput
 from train import loop
 from train import metrics
+from train import profiler
 from train import samples
 from train import step
 
@@ -74,13 +79,47 @@ class LoopTest(parameterized.TestCase):
     broken = self.root / "broken"
     # The same schedule: it is constant, so a shorter run is a prefix.
     loop.run(fixtures.with_steps(run, 4), broken)
-    loop.run(run, broken, allow_config_changes=True)
+    # Looking at a run does not change it either.
+    watched = dataclasses.replace(
+      run,
+      observe=config_lib.ObserveConfig(
+        profile_at=(6,), profile_steps=2, layers_every=3
+      ),
+    )
+    loop.run(watched, broken, allow_config_changes=True)
+    self._check_watched(broken)
 
     def digests(workdir):
       path = workdir / "checkpoints" / "8" / "meta" / "digests.json"
       return json.loads(path.read_text())["arrays"]
 
     self.assertEqual(digests(self.workdir), digests(broken))
+
+  def _check_watched(self, workdir):
+    self.assertNotEmpty(
+      list((workdir / profiler.FOLDER / "step-6").rglob("*.xplane.pb"))
+    )
+    records = metrics.read(workdir)
+    (layers,) = (r for r in records if r["kind"] == "layers")
+    self.assertEqual(layers["step"], 6)
+    self.assertLen(layers["activation_rms"], 3)
+    self.assertLen(layers["grad_norm/group_0.block_0.mixer.q_DNH"], 2)
+    trained = [r for r in records if r["kind"] == "train"]
+    for record in trained:
+      self.assertGreater(record["seconds/device"], 0)
+    self.assertGreater(trained[-1]["seconds/checkpoint"], 0)
+    # The account of both starts is all the time since the first one.
+    account = goodput.read(workdir)
+    self.assertEqual((account.starts, account.repeated), (2, 0))
+    lines = goodput.read_lines(workdir / goodput.LEDGER_FILE)
+    self.assertAlmostEqual(
+      account.total, lines[-1]["time"] - lines[0]["start"], places=3
+    )
+    for phase in ("compile", "data_wait", "dispatch", "layers", "profile"):
+      self.assertGreater(account.seconds[phase], 0, phase)
+    last = [r for r in records if r["kind"] == "goodput"][-1]
+    self.assertBetween(last["goodput"], 1e-6, 1)
+    self.assertLessEqual(last["total"], account.total)
 
   def test_fewer_steps_than_made(self):
     loop.run(fixtures.run_config(steps=4), self.workdir)
@@ -136,6 +175,17 @@ class LoopTest(parameterized.TestCase):
   def test_synthetic_data_has_no_baselines(self):
     result = loop.run(fixtures.run_config(steps=3), self.workdir)
     self.assertIn("synthetic", result.held_out)
+
+  def test_missing_wandb_is_said_before_anything_is_written(self):
+    run = fixtures.run_config(
+      observe=config_lib.ObserveConfig(wandb_project="llm")
+    )
+    with (
+      mock.patch.dict(sys.modules, {"wandb": None}),
+      self.assertRaisesRegex(ValueError, "observe.wandb_project='llm' needs"),
+    ):
+      loop.run(run, self.workdir)
+    self.assertFalse(self.workdir.exists())
 
   def test_vocabulary_must_cover_the_data(self):
     run = self._text_run()

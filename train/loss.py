@@ -136,11 +136,39 @@ def _log_normalizer(x, head, targets, softcap):
 
 
 def _split(num_chunks, *arrays):
-  """[B, T, ...] -> [chunks, B, T / chunks, ...], for a scan over chunks."""
-  return tuple(
-    x.reshape(x.shape[0], num_chunks, -1, *x.shape[2:]).swapaxes(0, 1)
-    for x in arrays
-  )
+  """[B, T, ...] -> [chunks, B, T / chunks, ...], for a scan over chunks.
+
+  A chunk has as much of every piece that the mesh cuts the sequence in.
+  """
+  pieces = _num_pieces(arrays[0].shape[1], num_chunks)
+
+  def split(x):
+    batch, length, *rest = x.shape
+    x = x.reshape(batch, pieces, num_chunks, -1, *rest)
+    x = jnp.moveaxis(x, 2, 0)
+    x = x.reshape(num_chunks, batch, length // num_chunks, *rest)
+    return _constrain_chunks(x)
+
+  return tuple(split(x) for x in arrays)
+
+
+def _join(x):
+  """`_split` undone."""
+  num_chunks, batch, length, *rest = x.shape
+  pieces = _num_pieces(num_chunks * length, num_chunks)
+  x = _constrain_chunks(x).reshape(num_chunks, batch, pieces, -1, *rest)
+  x = jnp.moveaxis(x, 0, 2).reshape(batch, num_chunks * length, *rest)
+  return sharding.constrain(x, "BTD")
+
+
+def _num_pieces(length, num_chunks):
+  """Shards of the sequence, if chunks can have an equal part of each."""
+  shards = sharding.num_context_shards()
+  return 1 if length % (shards * num_chunks) else shards
+
+
+def _constrain_chunks(x):
+  return sharding.constrain(x, "LBTD"[: x.ndim])
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
@@ -196,7 +224,7 @@ def _fused_forward(
   (nll, z_loss, d_head), d_x = jax.lax.scan(
     chunk, zeros, _split(num_chunks, hidden, targets, weights)
   )
-  d_hidden = d_x.swapaxes(0, 1).reshape(hidden.shape)
+  d_hidden = _join(d_x)
   sums = (nll + z_loss_weight * z_loss, nll, z_loss)
   return sums, (d_hidden, d_head.astype(head.dtype))
 

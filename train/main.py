@@ -6,10 +6,17 @@ r"""Trains a model: binary //train:main.
 Any setting of the config can be overridden: --config.run.steps=100. Running the
 same command again goes on from the newest checkpoint in the workdir.
 
+On several hosts the same command runs once on each. Slurm (srun), Kubernetes
+and TPU pods say how many there are; elsewhere three flags do:
+
+  --coordinator=HOST:PORT --num_processes=4 --process_id=0
+
 Exit codes: 0 done; 1 an error that a rerun would meet again (bad input, a
-diverged run); 128 + N ended by signal N after saving: run it again.
+diverged run), or that another process had; 128 + N ended by signal N after
+saving: run it again.
 """
 
+import os
 import pathlib
 import shlex
 import sys
@@ -21,9 +28,12 @@ import jax
 from ml_collections import config_flags
 
 from model import checkpoint
+from train import cluster
 from train import command_line
+from train import distributed
 from train import loop
 from train import metrics
+from train import phases
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config", help_string="Experiment file, such as train/configs/quickstart.py."
@@ -35,6 +45,15 @@ _ALLOW_CONFIG_CHANGES = flags.DEFINE_bool(
   "allow_config_changes",
   False,
   "Go on from a checkpoint although settings of the run have changed.",
+)
+_COORDINATOR = flags.DEFINE_string(
+  "coordinator", None, "HOST:PORT of process 0, where a run has several."
+)
+_NUM_PROCESSES = flags.DEFINE_integer(
+  "num_processes", None, "Processes of the run."
+)
+_PROCESS_ID = flags.DEFINE_integer(
+  "process_id", None, "This process's number; the first is 0."
 )
 flags.mark_flag_as_required("config")
 flags.register_validator(
@@ -50,9 +69,20 @@ def main(argv: list[str]) -> None:
   workdir = pathlib.Path(command_line.user_path(_WORKDIR.value))
   try:
     config = command_line.read_config(_CONFIG)
-    result = loop.run(
-      config, workdir, allow_config_changes=_ALLOW_CONFIG_CHANGES.value
+    found = cluster.find(
+      coordinator=_COORDINATOR.value,
+      num_processes=_NUM_PROCESSES.value,
+      process_id=_PROCESS_ID.value,
+      environment=os.environ,
     )
+    distributed.start(found)
+    with distributed.ending_together():
+      result = loop.run(
+        config,
+        workdir,
+        allow_config_changes=_ALLOW_CONFIG_CHANGES.value,
+        began=phases.process_start(),
+      )
   except (
     ValueError,
     checkpoint.CorruptCheckpointError,

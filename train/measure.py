@@ -44,12 +44,13 @@ def measure(
   """
   start = time.perf_counter()
   mesh = sharding.make_mesh(config.mesh, jax.devices())
+  rows = sharding.host_rows(mesh)
   batches = pipeline.make(
     recipes.resolve(config.data),
     seq_len=config.run.seq_len,
     global_batch_size=config.run.batch_size,
-    shard_index=jax.process_index(),
-    shard_count=jax.process_count(),
+    shard_index=rows.index,
+    shard_count=rows.count,
     num_steps=config.run.steps,
   )
   shape = config.stages()[0]

@@ -11,7 +11,9 @@ import jax.numpy as jnp
 import optax
 
 from model import sharding
+from train import int8_moments
 from train import muon
+from train import schedule_free
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -84,10 +86,13 @@ class OptimizerConfig:
     lion:      The sign of the momentum (arXiv:2302.06675); rates a third to a
                tenth of AdamW's, decay as much larger.
     muon:      Matrices by Muon, all else by AdamW.
+    schedule_free: AdamW with an average of the parameters instead of a first
+               moment and of a decaying rate (schedule_free.py).
 
   Attributes:
     kind: One of the above.
-    b1: Decay of the first moment; of lion, of what is stepped along.
+    b1: Decay of the first moment; of lion, of what is stepped along; of
+      schedule_free, how near to the average gradients are taken.
     b2: Decay of the second moment; of lion, of the momentum.
     eps: Added to the root of the second moment.
     weight_decay: Decoupled, times the learning rate.
@@ -95,20 +100,26 @@ class OptimizerConfig:
       biases, `all` does not.
     clip_norm: Gradients are scaled down to this global norm; unset: never.
     first_moment_dtype: In which momentum is kept; bfloat16 saves 2 bytes of a
-      parameter.
+      parameter, int8 almost 3 of a matrix' (int8_moments.py).
+    second_moment_dtype: In which adamw's is kept; int8 saves almost 3 bytes.
+    qk_clip: MuonClip (qk_clip.py): where an attention logit exceeds this, the
+      head's query and key weights are scaled down after the update; unset:
+      never. Kimi K2 takes 100.
     muon: Of that kind.
     groups: Of parameters that are treated otherwise; the first that names one
       has it.
   """
 
-  kind: Literal["adamw", "adafactor", "lion", "muon"] = "adamw"
+  kind: Literal["adamw", "adafactor", "lion", "muon", "schedule_free"] = "adamw"
   b1: float = 0.9
   b2: float = 0.95
   eps: float = 1e-8
   weight_decay: float = 0.1
   decay: Literal["matrices", "all"] = "matrices"
   clip_norm: float | None = 1.0
-  first_moment_dtype: Literal["float32", "bfloat16"] = "float32"
+  first_moment_dtype: Literal["float32", "bfloat16", "int8"] = "float32"
+  second_moment_dtype: Literal["float32", "int8"] = "float32"
+  qk_clip: float | None = None
   muon: MuonConfig = MuonConfig()
   groups: tuple[GroupConfig, ...] = ()
 
@@ -123,7 +134,16 @@ class OptimizerConfig:
         raise ValueError(
           f"optimizer.{name}={getattr(self, name)} must be in [0, 1)."
         )
-    for name in ("eps", "clip_norm"):
+    if self.second_moment_dtype != "float32" and self.kind != "adamw":
+      raise ValueError(
+        f"optimizer.second_moment_dtype={self.second_moment_dtype!r} with "
+        f"optimizer.kind={self.kind!r}: only adamw keeps a second moment of "
+        "matrices that can be smaller; set it to 'float32', or the kind to "
+        "'adamw'."
+      )
+    if self.kind == "schedule_free":
+      self._check_schedule_free()
+    for name in ("eps", "clip_norm", "qk_clip"):
       value = getattr(self, name)
       if value is not None and not value > 0:
         raise ValueError(f"optimizer.{name}={value} must be positive.")
@@ -131,6 +151,32 @@ class OptimizerConfig:
       raise ValueError(
         f"optimizer.weight_decay={self.weight_decay} must be 0 or more."
       )
+
+  def _check_schedule_free(self) -> None:
+    given = "with optimizer.kind='schedule_free'"
+    if self.b1 == 0:
+      raise ValueError(
+        f"optimizer.b1=0 {given}, which takes gradients at its average; 0.9 "
+        "is usual."
+      )
+    if self.first_moment_dtype != "float32":
+      raise ValueError(
+        f"optimizer.first_moment_dtype={self.first_moment_dtype!r} {given}, "
+        "which has no first moment; set it to 'float32'."
+      )
+    if self.qk_clip is not None:
+      raise ValueError(
+        f"optimizer.qk_clip={self.qk_clip} {given}: its average would not "
+        "follow the clipped weights; leave qk_clip unset, or set the kind to "
+        "'adamw' or 'muon'."
+      )
+    for group in self.groups:
+      if group.rate == 0:
+        raise ValueError(
+          f"optimizer.groups{list(group.names)}.rate=0 {given}, which moves "
+          "every parameter by its rounding; set the kind to 'adamw' to keep "
+          "some as they are."
+        )
 
 
 def make(
@@ -140,6 +186,15 @@ def make(
 
   Its `init` raises a ValueError if a group names no parameter.
   """
+  steps = _steps(config, schedule)
+  if config.kind == "schedule_free":
+    return schedule_free.wrap(steps, schedule, b1=config.b1)
+  return steps
+
+
+def _steps(
+  config: OptimizerConfig, schedule: optax.Schedule
+) -> optax.GradientTransformation:
   clip = (
     optax.identity()
     if config.clip_norm is None
@@ -147,7 +202,7 @@ def make(
   )
   parts = [
     clip,
-    _scale(config),
+    _scale_in_8_bits(config),
     optax.add_decayed_weights(
       config.weight_decay, mask=functools.partial(_decays, config=config)
     ),
@@ -157,9 +212,27 @@ def make(
   return optax.chain(*parts, optax.scale_by_learning_rate(schedule))
 
 
+def _scale_in_8_bits(config: OptimizerConfig) -> optax.GradientTransformation:
+  """`_scale`, where asked for with moments in 8 bits."""
+  first = config.first_moment_dtype == "int8"
+  second = config.second_moment_dtype == "int8"
+  if not first and not second:
+    return _scale(config)
+  if first:
+    config = dataclasses.replace(config, first_moment_dtype="float32")
+  return int8_moments.wrap(_scale(config), first=first, second=second)
+
+
 def _scale(config: OptimizerConfig) -> optax.GradientTransformation:
   """Gradients to steps of a learning rate of 1."""
   first = jnp.dtype(config.first_moment_dtype)
+  if config.kind == "schedule_free":
+    return optax.scale_by_rms(
+      decay=config.b2,
+      eps=config.eps,
+      eps_in_sqrt=False,
+      bias_correction=True,
+    )
   if config.kind == "lion":
     return optax.scale_by_lion(b1=config.b1, b2=config.b2, mu_dtype=first)
   if config.kind == "adafactor":

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from train import int8_moments
 from train import optimizer
 
 
@@ -156,6 +157,41 @@ class OptimizerTest(parameterized.TestCase):
       self.assertBetween(values.min(), 0.6, 1.3)
       self.assertBetween(values.max(), 0.6, 1.3)
 
+  def test_schedule_free_is_optax_s(self):
+    rate = 0.1
+    config = optimizer.OptimizerConfig(
+      kind="schedule_free", clip_norm=None, weight_decay=0.1, decay="all"
+    )
+    ours = optimizer.make(config, optax.constant_schedule(rate))
+    theirs = optax.contrib.schedule_free_adamw(
+      rate, b1=config.b1, b2=config.b2, eps=config.eps, weight_decay=0.1
+    )
+    results: list[Any] = []
+    for transform in (ours, theirs):
+      params = _params()
+      state = transform.init(params)
+      for _ in range(4):
+        updates, state = transform.update(params, state, params)
+        params = optax.apply_updates(params, updates)
+      results.append(params)
+    for a, b in zip(*map(jax.tree.leaves, results), strict=True):
+      np.testing.assert_allclose(a, b, rtol=1e-6)
+
+  @parameterized.parameters(("adamw", 2), ("lion", 1), ("muon", 1))
+  def test_moments_in_8_bits(self, kind, num_packed):
+    config = optimizer.OptimizerConfig(
+      kind=kind,
+      first_moment_dtype="int8",
+      second_moment_dtype="int8" if kind == "adamw" else "float32",
+    )
+    params = {"gate_DF": np.ones((4, 64), np.float32)}
+    state = optimizer.make(config, optax.constant_schedule(1.0)).init(params)
+    leaves = jax.tree.leaves(
+      state, is_leaf=lambda x: isinstance(x, int8_moments.Quantized)
+    )
+    packed = [x for x in leaves if isinstance(x, int8_moments.Quantized)]
+    self.assertLen(packed, num_packed)
+
   def test_groups_have_rates_and_decay_of_their_own(self):
     groups = (
       optimizer.GroupConfig(names=("*.gate_DF",), rate=0.5, weight_decay=0.3),
@@ -202,6 +238,21 @@ class OptimizerTest(parameterized.TestCase):
     ({"eps": 0.0}, "optimizer.eps=0.0"),
     ({"clip_norm": 0.0}, "optimizer.clip_norm=0.0"),
     ({"weight_decay": -1.0}, "optimizer.weight_decay=-1.0"),
+    ({"qk_clip": 0.0}, "optimizer.qk_clip=0.0"),
+    ({"kind": "lion", "second_moment_dtype": "int8"}, "only adamw keeps"),
+    ({"kind": "schedule_free", "b1": 0.0}, "optimizer.b1=0 with"),
+    ({"kind": "schedule_free", "qk_clip": 9.0}, "leave qk_clip unset"),
+    (
+      {"kind": "schedule_free", "first_moment_dtype": "int8"},
+      "which has no first moment",
+    ),
+    (
+      {
+        "kind": "schedule_free",
+        "groups": (optimizer.GroupConfig(names=("*",), rate=0.0),),
+      },
+      "moves every parameter",
+    ),
   )
   def test_refuses(self, settings, message):
     with self.assertRaisesRegex(ValueError, message):

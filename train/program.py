@@ -17,8 +17,10 @@ from jax.sharding import PartitionSpec as P
 
 from model import sharding
 from model import transformer
+from train import compiler_options
 from train import config as config_lib
 from train import optimizer as optimizer_lib
+from train import qk_clip
 from train import schedule as schedule_lib
 from train import step as step_lib
 
@@ -29,6 +31,28 @@ _BATCH_DTYPES = {
   "positions": jnp.int32,
   "segment_ids": jnp.int32,
 }
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Traced:
+  """As Program, before it is compiled.
+
+  Attributes:
+    graphdef: The model's structure.
+    shapes: The training state, abstractly.
+    shardings: Where its arrays lie.
+    init: As Program.init.
+    begin: As Program.begin.
+    train_steps: (state, batch) -> (state, metrics), by (batch size, sequence
+      length).
+  """
+
+  graphdef: nnx.GraphDef
+  shapes: step_lib.TrainState
+  shardings: step_lib.TrainState
+  init: Callable[[], step_lib.TrainState]
+  begin: Callable[[Any], step_lib.TrainState]
+  train_steps: dict[tuple[int, ...], jax.stages.Traced]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -84,10 +108,34 @@ def check_batch(config: config_lib.RunConfig, mesh: jax.sharding.Mesh) -> None:
         f"{shards} batch shards ({axes}) times "
         f"run.accumulation={config.run.accumulation}; {fitting} would do."
       )
+  _check_lengths(config, mesh)
 
 
-def build(config: config_lib.RunConfig, mesh: jax.sharding.Mesh) -> Program:
-  """Compiles a run's functions; call with `mesh` set (jax.set_mesh).
+def _check_lengths(
+  config: config_lib.RunConfig, mesh: jax.sharding.Mesh
+) -> None:
+  """Refuses sequences that cannot be cut in equal pieces."""
+  shards = mesh.shape[sharding.CONTEXT]
+  # Two chunks for each, for equal work (model/zigzag.py).
+  unit = 2 * shards if shards > 1 else 1
+  lengths = {"run.seq_len": config.run.seq_len} | {
+    f"data.stages[{number}].seq_len": stage.seq_len
+    for number, stage in enumerate(config.data.stages)
+  }
+  for field, length in lengths.items():
+    if length % unit:
+      fitting = -(-length // unit) * unit
+      near = f"{fitting - unit} or {fitting}" if length > unit else f"{fitting}"
+      raise ValueError(
+        f"{field}={length} must be a multiple of {unit}: two chunks for each "
+        f"of mesh.context={shards} pieces; {near} would do."
+      )
+
+
+def trace(config: config_lib.RunConfig, mesh: jax.sharding.Mesh) -> Traced:
+  """Traces a run's steps; call with `mesh` set (jax.set_mesh).
+
+  Nothing is compiled or run: the mesh's devices need not be here.
 
   Raises:
     ValueError: Batch or parameters do not divide over the mesh.
@@ -102,6 +150,7 @@ def build(config: config_lib.RunConfig, mesh: jax.sharding.Mesh) -> Program:
       config.model, config.execution, seed=config.run.seed
     ),
     optimizer,
+    config.ema,
   )
   shapes = jax.eval_shape(init_state)
   shardings = sharding.param_shardings(shapes, mesh)
@@ -112,37 +161,68 @@ def build(config: config_lib.RunConfig, mesh: jax.sharding.Mesh) -> Program:
       schedule=schedule,
       loss=config.loss,
       balance=config.balance,
+      ema=config.ema,
+      qk_clip=qk_clip.make(config.model, threshold=config.optimizer.qk_clip),
       accumulation=config.run.accumulation,
     ),
     donate_argnums=0,
     out_shardings=(shardings, jax.sharding.NamedSharding(mesh, P())),
   )
-  start = time.perf_counter()
-  compiled: dict[tuple[int, ...], jax.stages.Compiled] = {}
+  traced: dict[tuple[int, ...], jax.stages.Traced] = {}
   for stage in config.stages():
     shape = (stage.batch_size, stage.seq_len)
-    if shape not in compiled and stage.first_step < config.run.steps:
-      compiled[shape] = train_step.lower(
+    if shape not in traced and stage.first_step < config.run.steps:
+      traced[shape] = train_step.trace(
         sharding.with_shardings(shapes, shardings), _batch_shapes(shape, mesh)
-      ).compile()
-  compile_seconds = time.perf_counter() - start
-  _return_free_memory()
-  return Program(
+      )
+  return Traced(
     graphdef=graphdef,
     shapes=shapes,
     shardings=shardings,
     init=jax.jit(init_state, out_shardings=shardings),
     begin=jax.jit(
-      lambda params: step_lib.init_state(lambda: params, optimizer),
+      lambda params: step_lib.init_state(lambda: params, optimizer, config.ema),
       donate_argnums=0,
       out_shardings=shardings,
     ),
+    train_steps=traced,
+  )
+
+
+def build(config: config_lib.RunConfig, mesh: jax.sharding.Mesh) -> Program:
+  """Compiles a run's functions; call with `mesh` set (jax.set_mesh).
+
+  Raises:
+    ValueError: Batch or parameters do not divide over the mesh.
+  """
+  start = time.perf_counter()
+  traced = trace(config, mesh)
+  compiled = {
+    shape: compile_step(step, mesh)
+    for shape, step in traced.train_steps.items()
+  }
+  compile_seconds = time.perf_counter() - start
+  _return_free_memory()
+  return Program(
+    graphdef=traced.graphdef,
+    shapes=traced.shapes,
+    shardings=traced.shardings,
+    init=traced.init,
+    begin=traced.begin,
     train_steps=compiled,
     eval_step=jax.jit(
-      step_lib.make_eval_step(graphdef=graphdef, loss=config.loss)
+      step_lib.make_eval_step(graphdef=traced.graphdef, loss=config.loss)
     ),
     compile_seconds=compile_seconds,
   )
+
+
+def compile_step(
+  traced: jax.stages.Traced, mesh: jax.sharding.Mesh
+) -> jax.stages.Compiled:
+  """Compiles a traced step, with the options of the mesh's devices."""
+  options = compiler_options.for_device(mesh.devices.flat[0].device_kind)
+  return traced.lower().compile(compiler_options=options or None)
 
 
 def _batch_shapes(

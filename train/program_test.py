@@ -37,6 +37,18 @@ class ProgramTest(absltest.TestCase):
     with self.assertRaisesRegex(ValueError, "multiple of 16.*; 16 would do"):
       program.check_batch(self._run(8, accumulation=2), mesh)
 
+  def test_sequences_must_divide(self):
+    mesh = self._mesh(fsdp=2, context=4)
+    program.check_batch(self._run(8), mesh)
+    for length, near in ((36, "32 or 40 would do"), (4, "pieces; 8 would do")):
+      run = config.LoopConfig(steps=2, batch_size=8, seq_len=length)
+      with self.assertRaisesRegex(
+        ValueError,
+        rf"run.seq_len={length} must be a multiple of 8: .* mesh.context=4 "
+        rf".*{near}",
+      ):
+        program.check_batch(fixtures.run_config(run=run), mesh)
+
   def test_parameters_must_divide(self):
     mesh = self._mesh(fsdp=8)
     run = fixtures.run_config(model=fixtures.model(dim=36))

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from data import tokenizer as tokenizer_lib
+from model import sharding
 from model import transformer
 
 
@@ -60,7 +61,7 @@ def continue_tokens(
     token = jnp.where(keep, tokens[:, position], choice)
     return tokens.at[:, position].set(token)
 
-  return jax.lax.fori_loop(1, tokens.shape[1], step, tokens)
+  return sharding.replicate(jax.lax.fori_loop(1, tokens.shape[1], step, tokens))
 
 
 class Sampler:

@@ -17,16 +17,20 @@ from model import mtp
 from model import sharding
 from model import transformer
 from train import balance as balance_lib
+from train import ema as ema_lib
 from train import loss as loss_lib
+from train import qk_clip as qk_clip_lib
+from train import schedule_free
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
 _USUAL_BALANCE = balance_lib.BalanceConfig()
+_NO_EMA = ema_lib.EmaConfig()
 
 
 @functools.partial(
   jax.tree_util.register_dataclass,
-  data_fields=["step", "params", "optimizer"],
+  data_fields=["step", "params", "optimizer", "ema"],
   meta_fields=[],
 )
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,11 +41,13 @@ class TrainState:
     step: Number of updates made, int32.
     params: Nested dicts of parameters (model/transformer.py).
     optimizer: The optax state.
+    ema: The parameters' moving average (ema.py); None: the run keeps none.
   """
 
   step: jax.Array
   params: Any
   optimizer: Any
+  ema: Any = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,7 +79,9 @@ class LossConfig:
 
 
 def init_state(
-  init_params: Callable[[], Any], optimizer: optax.GradientTransformation
+  init_params: Callable[[], Any],
+  optimizer: optax.GradientTransformation,
+  ema: ema_lib.EmaConfig = _NO_EMA,
 ) -> TrainState:
   """A fresh state; jit it with out_shardings to make it in place."""
   params = init_params()
@@ -81,12 +89,27 @@ def init_state(
     step=jnp.zeros((), jnp.int32),
     params=params,
     optimizer=optimizer.init(params),
+    ema=None if ema.decay is None else params,
   )
+
+
+def has_average(state: TrainState) -> bool:
+  """Whether `result` is not the parameters that are trained."""
+  return state.ema is not None or schedule_free.is_state(state.optimizer)
+
+
+def result(state: TrainState) -> Any:
+  """The parameters to evaluate, sample from and serve: an average, if any."""
+  if state.ema is not None:
+    return state.ema
+  if schedule_free.is_state(state.optimizer):
+    return schedule_free.average(state.optimizer, state.params)
+  return state.params
 
 
 @functools.partial(
   jax.tree_util.register_dataclass,
-  data_fields=["main", "ahead", "routers"],
+  data_fields=["main", "ahead", "routers", "max_logits"],
   meta_fields=[],
 )
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -97,11 +120,14 @@ class TrainSums:
     main: The next token's.
     ahead: Of each module of multi-token prediction, further tokens'.
     routers: What the routers of mixtures of experts did, by block.
+    max_logits: Of each head of attention, by group and block (qk_clip.py): a
+      maximum, not a sum. Empty unless measured.
   """
 
   main: loss_lib.LossSums
   ahead: tuple[loss_lib.LossSums, ...]
   routers: balance_lib.Stats
+  max_logits: qk_clip_lib.Logits
 
 
 def eval_sums(
@@ -114,11 +140,16 @@ def eval_sums(
 
 
 def train_sums(
-  params: Any, batch: Batch, *, graphdef: nnx.GraphDef, config: LossConfig
+  params: Any,
+  batch: Batch,
+  *,
+  graphdef: nnx.GraphDef,
+  config: LossConfig,
+  measure_logits: bool = False,
 ) -> TrainSums:
   """The sums of all losses of a training batch."""
   model = transformer.bind(graphdef, params)
-  output = _call(model, batch, bounded=True)
+  output = _call(model, batch, bounded=True, measure_logits=measure_logits)
   predictions: tuple[mtp.Prediction, ...] = ()
   ahead = []
   if config.mtp_loss_weight > 0:
@@ -138,6 +169,7 @@ def train_sums(
     main=_next_token_sums(model, output, batch, config),
     ahead=tuple(ahead),
     routers=balance_lib.collect(output, predictions),
+    max_logits=output.max_logits,
   )
 
 
@@ -152,13 +184,18 @@ def ahead_weights(batch: Batch, places: int) -> jax.Array:
 
 
 def _call(
-  model: transformer.Transformer, batch: Batch, *, bounded: bool
+  model: transformer.Transformer,
+  batch: Batch,
+  *,
+  bounded: bool,
+  measure_logits: bool = False,
 ) -> transformer.Output:
   return model(
     batch["tokens"],
     positions=batch["positions"],
     segment_ids=batch["segment_ids"],
     bounded=bounded,
+    measure_logits=measure_logits,
   )
 
 
@@ -183,6 +220,9 @@ def _token_sums(
   z_loss_weight: float = 0.0,
 ) -> loss_lib.LossSums:
   rows, seq_len = targets.shape
+  pieces = sharding.num_context_shards()
+  if seq_len % pieces:
+    pieces = 1
   return loss_lib.cross_entropy(
     hidden,
     model.head(),
@@ -192,7 +232,7 @@ def _token_sums(
     logit_softcap=model.config.logit_softcap,
     num_chunks=loss_lib.choose_num_chunks(
       rows=-(-rows // sharding.num_batch_shards()),
-      seq_len=seq_len,
+      seq_len=seq_len // pieces,
       max_tokens=config.chunk_tokens,
     ),
   )
@@ -206,6 +246,7 @@ def gradients(
   config: LossConfig,
   balance: balance_lib.BalanceConfig,
   accumulation: int,
+  measure_logits: bool = False,
 ) -> tuple[Any, TrainSums]:
   """Gradients of the batch's mean loss per token, and its sums.
 
@@ -222,7 +263,13 @@ def gradients(
   num_sequences = jnp.sum(jnp.any(is_token, axis=1))
 
   def loss_fn(params, piece, whole=None):
-    sums = train_sums(params, piece, graphdef=graphdef, config=config)
+    sums = train_sums(
+      params,
+      piece,
+      graphdef=graphdef,
+      config=config,
+      measure_logits=measure_logits,
+    )
     loss = sums.main.loss / total
     num_tokens = jnp.sum(piece["segment_ids"] > 0)
     loss += balance_lib.loss(
@@ -262,6 +309,8 @@ def gradients(
 def _sum_pieces(function: Callable[[Batch], Any], pieces: Batch) -> Any:
   """The sum, leaf by leaf, of what `function` gives for each piece.
 
+  Of TrainSums.max_logits it is the maximum; they are no less than 0.
+
   The carry is float32, and so is each sum with it: small pieces would be
   rounded away in bfloat16.
   """
@@ -269,8 +318,13 @@ def _sum_pieces(function: Callable[[Batch], Any], pieces: Batch) -> Any:
   shapes = jax.eval_shape(function, first)
   zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), shapes)
 
+  def add(path, total, x):
+    if jax.tree_util.GetAttrKey("max_logits") in path:
+      return jnp.maximum(total, x)
+    return total + x
+
   def add_piece(carry, piece):
-    return jax.tree.map(jnp.add, carry, function(piece)), None
+    return jax.tree_util.tree_map_with_path(add, carry, function(piece)), None
 
   return jax.lax.scan(add_piece, zeros, pieces)[0]
 
@@ -287,6 +341,8 @@ def make_train_step(
   schedule: optax.Schedule,
   loss: LossConfig,
   balance: balance_lib.BalanceConfig = _USUAL_BALANCE,
+  ema: ema_lib.EmaConfig = _NO_EMA,
+  qk_clip: qk_clip_lib.Clip | None = None,
   accumulation: int = 1,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
   """(state, batch) -> (state, metrics), to be jitted with `state` donated.
@@ -294,7 +350,8 @@ def make_train_step(
   Metrics are float32 scalars: `loss` (mean nll, nats per token), `z_loss`,
   `grad_norm` (before clipping), `param_norm`, `learning_rate`, `tokens`; with
   multi-token prediction `mtp_loss`, the mean over its modules of mean nll; with
-  mixtures of experts those of `balance.metrics`, of which `router/load` is [E].
+  mixtures of experts those of `balance.metrics`, of which `router/load` is [E];
+  with clipped attention logits those of `qk_clip.metrics`.
   """
 
   def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -305,11 +362,15 @@ def make_train_step(
       config=loss,
       balance=balance,
       accumulation=accumulation,
+      measure_logits=qk_clip is not None,
     )
     weight = _at_least_one(sums.main.weight)
     updates, opt_state = optimizer.update(grads, state.optimizer, state.params)
     params = optax.apply_updates(state.params, updates)
     params = balance_lib.update_biases(params, sums.routers, balance)
+    clipped: Metrics = {}
+    if qk_clip is not None:
+      params, clipped = qk_clip(params, sums.max_logits)
     metrics: dict[str, Any] = {
       "loss": sums.main.nll / weight,
       "z_loss": sums.main.z_loss / weight,
@@ -322,9 +383,14 @@ def make_train_step(
       metrics["mtp_loss"] = sum(
         module.nll / _at_least_one(module.weight) for module in sums.ahead
       ) / len(sums.ahead)
-    metrics |= balance_lib.metrics(sums.routers)
+    metrics |= balance_lib.metrics(sums.routers) | clipped
+    average = None
+    if ema.decay is not None:
+      average = ema_lib.update(
+        state.ema, params, decay=ema_lib.decay_at(ema, state.step)
+      )
     new_state = TrainState(
-      step=state.step + 1, params=params, optimizer=opt_state
+      step=state.step + 1, params=params, optimizer=opt_state, ema=average
     )
     return new_state, metrics
 
