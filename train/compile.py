@@ -3,7 +3,7 @@ r"""Compiles a run's train step for a TPU slice that is not here.
 Binary //train:compile; needs libtpu, which --config=tpu brings, and no TPU:
 
   bazel run --config=tpu //train:compile -- \
-      --config=train/configs/kanana_8b.py --topology=v6e-256
+      --config=train/configs/kanana_1_5_8b.py --topology=v6e-256
 
 Says whether the step fits, what it computes and what it communicates, per
 device (`compile_report.py`). It is the step that //train:main would run there.
@@ -23,7 +23,8 @@ from train import compile_report
 from train import topology
 
 _CONFIG = config_flags.DEFINE_config_file(
-  "config", help_string="Experiment file, such as train/configs/kanana_8b.py."
+  "config",
+  help_string="Experiment file, such as train/configs/kanana_1_5_8b.py.",
 )
 _TOPOLOGY = flags.DEFINE_string(
   "topology",

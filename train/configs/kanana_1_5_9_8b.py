@@ -1,8 +1,8 @@
 r"""Kanana-1.5-9.8B, the 8B made deeper, on a TPU slice of 256 chips.
 
 4.2M tokens an update in sequences of 4096 (v5e: 2.1M), FSDP over 16 chips in 16
-groups (v5e: 32 in 8). To begin with the 8B's
-layers, repeated: --config.checkpoint.init_from=DIR
+groups (v5e: 32 in 8). To begin with parameters that are there:
+--config.checkpoint.init_from=DIR
 
 The argument is the slice: v6e-256 (also without one) or v5e-256. What a
 device holds and does there: reports/kanana_1_5_9_8b_*.txt, by //train:compile.
@@ -15,33 +15,17 @@ own in full. Data is synthetic until it is named: --config.data.kind=datasets
 and sources, best in a copy of this file.
 """
 
-import dataclasses
-
-from data import config as data_config
-from model import config as model_config
 from model import sharding
 from model.presets import kanana
-from train import config
-from train import schedule
-from train import step
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Slice:
-  """What differs by slice: its memory."""
-
-  mesh: sharding.MeshConfig
-  batch_size: int
-  chunk_tokens: int
-
+from train import pod_run
 
 _SLICES = {
-  "v6e-256": _Slice(
+  "v6e-256": pod_run.Slice(
     mesh=sharding.MeshConfig(data=16, fsdp=16),
     batch_size=1024,
     chunk_tokens=4096,
   ),
-  "v5e-256": _Slice(
+  "v5e-256": pod_run.Slice(
     mesh=sharding.MeshConfig(data=8, fsdp=32),
     batch_size=512,
     chunk_tokens=2048,
@@ -51,26 +35,10 @@ _SLICES = {
 
 def get_config(topology: str = "v6e-256"):
   """See the module's docstring."""
-  if topology not in _SLICES:
-    raise ValueError(
-      f"kanana_1_5_9_8b.py:{topology}: there is only {', '.join(_SLICES)}."
-    )
-  chosen = _SLICES[topology]
-  model = kanana.v1_5_9_8b()
-  return config.to_config_dict(
-    config.RunConfig(
-      model=model,
-      execution=model_config.ExecutionConfig(remat="full"),
-      mesh=chosen.mesh,
-      data=data_config.DataConfig(
-        kind=data_config.Kind.SYNTHETIC, vocab_size=model.vocab_size
-      ),
-      loss=step.LossConfig(chunk_tokens=chosen.chunk_tokens),
-      schedule=schedule.ScheduleConfig(
-        kind="wsd", peak=3e-4, warmup_steps=2000, decay_steps=20_000
-      ),
-      run=config.LoopConfig(
-        steps=100_000, batch_size=chosen.batch_size, seq_len=4096
-      ),
-    )
+  return pod_run.make(
+    kanana.v1_5_9_8b(),
+    pod_run.choose(_SLICES, topology, file=__file__),
+    peak=3e-4,
+    steps=100_000,
+    decay_steps=20_000,
   )

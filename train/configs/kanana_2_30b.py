@@ -15,29 +15,13 @@ own in full. Data is synthetic until it is named: --config.data.kind=datasets
 and sources, best in a copy of this file.
 """
 
-import dataclasses
-
-from data import config as data_config
-from model import config as model_config
 from model import sharding
 from model.presets import kanana
 from train import balance
-from train import config
-from train import schedule
-from train import step
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Slice:
-  """What differs by slice: its memory."""
-
-  mesh: sharding.MeshConfig
-  batch_size: int
-  chunk_tokens: int
-
+from train import pod_run
 
 _SLICES = {
-  "v6e-256": _Slice(
+  "v6e-256": pod_run.Slice(
     mesh=sharding.MeshConfig(data=4, fsdp=64),
     batch_size=1024,
     chunk_tokens=4096,
@@ -47,27 +31,11 @@ _SLICES = {
 
 def get_config(topology: str = "v6e-256"):
   """See the module's docstring."""
-  if topology not in _SLICES:
-    raise ValueError(
-      f"kanana_2_30b.py:{topology}: there is only {', '.join(_SLICES)}."
-    )
-  chosen = _SLICES[topology]
-  model = kanana.v2_30b_a3b()
-  return config.to_config_dict(
-    config.RunConfig(
-      model=model,
-      execution=model_config.ExecutionConfig(remat="full"),
-      mesh=chosen.mesh,
-      balance=balance.BalanceConfig(bias_update_rate=1e-3),
-      data=data_config.DataConfig(
-        kind=data_config.Kind.SYNTHETIC, vocab_size=model.vocab_size
-      ),
-      loss=step.LossConfig(chunk_tokens=chosen.chunk_tokens),
-      schedule=schedule.ScheduleConfig(
-        kind="wsd", peak=3e-4, warmup_steps=2000, decay_steps=100_000
-      ),
-      run=config.LoopConfig(
-        steps=700_000, batch_size=chosen.batch_size, seq_len=4096
-      ),
-    )
+  return pod_run.make(
+    kanana.v2_30b_a3b(),
+    pod_run.choose(_SLICES, topology, file=__file__),
+    peak=3e-4,
+    steps=700_000,
+    decay_steps=100_000,
+    balance=balance.BalanceConfig(bias_update_rate=1e-3),
   )
