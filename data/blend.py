@@ -19,6 +19,8 @@ import math
 from jaxtyping import Int
 import numpy as np
 
+from data import ragged
+
 MAX_PERIOD = 1_000_000
 
 _BLOCK = 1 << 16
@@ -49,7 +51,7 @@ class Blend:
     self._first = np.cumsum(self._counts) - self._counts
     # How often the source of a place has given before, in this period.
     self._rank = np.empty(self.period, np.int32)
-    self._rank[places] = _ramp(self._counts)
+    self._rank[places] = ragged.ramp(self._counts)
 
   def locate(
     self, indices: Int[np.ndarray, "N"]
@@ -115,7 +117,7 @@ def _deal(counts: list[int]) -> Int[np.ndarray, "P"]:
   if not slack:
     return np.zeros(period, dtype)
   sources = np.repeat(np.arange(len(counts)), counts)
-  samples = _ramp(np.array(counts))
+  samples = ragged.ramp(np.array(counts))
   # In units of 1/slack samples all times are integers over `spans`.
   spans = slack * np.array(counts)[sources]
   releases = -(-period * (1 + slack * samples) // spans)
@@ -168,9 +170,3 @@ def _serve(
       position += 1
     taken[first : first + _BLOCK] = block
   return taken
-
-
-def _ramp(counts: np.ndarray) -> np.ndarray:
-  """0, 1, ... to each count, one after another."""
-  starts = np.cumsum(counts) - counts
-  return np.arange(counts.sum()) - np.repeat(starts, counts)

@@ -28,6 +28,7 @@ from jaxtyping import Int
 import numpy as np
 
 from data import permutation
+from data import ragged
 from data import rows as rows_lib
 
 _EPOCHS_KEPT = 4
@@ -257,7 +258,7 @@ class _Stream:
     # Where each document begins in what is read.
     offsets = getattr(source, "document_starts", None)
     if offsets is None:
-      offsets = _running_sum(source.document_lengths)
+      offsets = ragged.running_sum(source.document_lengths)
     self._offsets = offsets
     self._epochs: dict[int, _Epoch] = {}
 
@@ -267,7 +268,7 @@ class _Stream:
     first, last = begin // self.num_tokens, (end - 1) // self.num_tokens
     counts = last - first + 1
     sample = np.repeat(np.arange(len(begin)), counts)
-    epoch = np.repeat(first, counts) + _ramp(counts)
+    epoch = np.repeat(first, counts) + ragged.ramp(counts)
     base = epoch * self.num_tokens
     low = np.maximum(begin[sample], base)
     high = np.minimum(end[sample], base + self.num_tokens)
@@ -327,7 +328,7 @@ class _Stream:
     epoch = self._epoch(number)
     first = np.searchsorted(epoch.starts, low, "right") - 1
     counts = np.searchsorted(epoch.starts, high, "left") - first
-    place = np.repeat(first, counts) + _ramp(counts)
+    place = np.repeat(first, counts) + ragged.ramp(counts)
     starts = epoch.starts[place]
     low, high = np.repeat(low, counts), np.repeat(high, counts)
     start = np.maximum(low - starts, 0)
@@ -348,18 +349,8 @@ class _Stream:
       if self._shuffle:
         key = ("documents", *self._key, number)
         order = permutation.Permutation(len(lengths), key=key)(order)
-      epoch = _Epoch(order=order, starts=_running_sum(lengths[order]))
+      epoch = _Epoch(order=order, starts=ragged.running_sum(lengths[order]))
       # Several threads may read: replace the dict, never change it.
       newest = sorted(self._epochs.items())[1 - _EPOCHS_KEPT :]
       self._epochs = dict([*newest, (number, epoch)])
     return epoch
-
-
-def _running_sum(values: np.ndarray) -> np.ndarray:
-  return np.concatenate([[0], np.cumsum(values, dtype=np.int64)])
-
-
-def _ramp(counts: np.ndarray) -> np.ndarray:
-  """0, 1, ... to each count, one after another."""
-  starts = np.cumsum(counts) - counts
-  return np.arange(counts.sum()) - np.repeat(starts, counts)

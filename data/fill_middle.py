@@ -25,6 +25,7 @@ import numpy as np
 from data import chunk
 from data import config as config_lib
 from data import permutation
+from data import ragged
 from data import tokenizer as tokenizer_lib
 
 # Names of the tokens before the prefix, the suffix and the middle, as models
@@ -117,8 +118,8 @@ class FillMiddle:
     is_first = ranks < round(config.fim_rate * len(lengths))
     self.is_changed = is_first & (lengths >= _SHORTEST)
     self.document_lengths = lengths + 3 * self.is_changed
-    self._starts = _running_sum(self.document_lengths)
-    self._source_starts = _running_sum(lengths)
+    self._starts = ragged.running_sum(self.document_lengths)
+    self._source_starts = ragged.running_sum(lengths)
 
   @property
   def num_tokens(self) -> int:
@@ -182,7 +183,3 @@ class FillMiddle:
     if form < self._spm_rate * 2.0**64:
       return [before, after, suffix, between, prefix, middle, eos]
     return [before, prefix, after, suffix, between, middle, eos]
-
-
-def _running_sum(values: np.ndarray) -> Int[np.ndarray, "_"]:
-  return np.concatenate([[0], np.cumsum(values, dtype=np.int64)])

@@ -28,6 +28,7 @@ import numpy as np
 from data import chunk
 from data import config as config_lib
 from data import permutation
+from data import ragged
 from data import rows as rows_lib
 
 # A batch is of two epochs at most.
@@ -127,7 +128,7 @@ class Packs:
     self._items = _cut(lengths, name, seq_len, config)
     # Where each item begins in the source.
     starts = getattr(tokens, "document_starts", None)
-    starts = _running_sum(lengths) if starts is None else starts
+    starts = ragged.running_sum(lengths) if starts is None else starts
     self._offsets = starts[self._items.documents] + self._items.starts
     falling = np.sort(self._items.lengths)[::-1]
     self._plan = plan(falling, capacity=self._capacity)
@@ -306,7 +307,7 @@ def plan(lengths: Int[np.ndarray, "I"], *, capacity: int) -> Plan:
       item = last
   counts = np.bincount(pack_of, minlength=num_packs)
   return Plan(
-    starts=_running_sum(counts),
+    starts=ragged.running_sum(counts),
     ranks=_narrow(np.argsort(pack_of, kind="stable")),
   )
 
@@ -389,7 +390,3 @@ def _reader(tokens: chunk.TokenSource):
 def _narrow(values: Int[np.ndarray, "_"]) -> Int[np.ndarray, "_"]:
   """The same in half the memory, if they allow it: there may be many."""
   return values.astype(np.int32) if values.max() < 1 << 31 else values
-
-
-def _running_sum(values: np.ndarray) -> Int[np.ndarray, "_"]:
-  return np.concatenate([[0], np.cumsum(values, dtype=np.int64)])

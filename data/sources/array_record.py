@@ -6,6 +6,7 @@ from array_record.python import array_record_module
 import numpy as np
 
 from data import manifest as manifest_lib
+from data import ragged
 
 # The defaults read 16 MiB ahead on several threads, for sequential readers.
 _RANDOM_ACCESS = "readahead_buffer_size:0,max_parallelism:0"
@@ -55,8 +56,8 @@ class ArrayRecordSource:
     # Where each record, and each shard's first record, is in the stream.
     record_tokens = self.manifest.record_tokens
     records = [_record_lengths(part, record_tokens) for part in lengths]
-    self._record_starts = _running_sum(np.concatenate(records))
-    self._shard_starts = _running_sum([len(part) for part in records])
+    self._record_starts = ragged.running_sum(np.concatenate(records))
+    self._shard_starts = ragged.running_sum([len(part) for part in records])
     self._readers: dict[int, array_record_module.ArrayRecordReader] = {}
 
   @property
@@ -131,10 +132,6 @@ class ArrayRecordSource:
 _FIX = (
   "restore the file, or remove the directory and run //tools/tokenize again"
 )
-
-
-def _running_sum(values) -> np.ndarray:
-  return np.concatenate([[0], np.cumsum(values, dtype=np.int64)])
 
 
 def _record_lengths(documents: np.ndarray, record_tokens: int) -> np.ndarray:
